@@ -1,0 +1,180 @@
+"""Packing: time of a plan and how full its sequences are, against peers on the same lengths in the same run.
+
+    python benchmarks/bench_packing.py [--documents 1000000] [--seq-len 8192] [--trl-documents 100000]
+
+Lengths are lognormal (median 700, sigma 1.1, clipped to the sequence: reference (a)) or have 0 to 5 pictures of 1,026 tokens
+besides (reference (b)). Peers: best-fit-decreasing one document at a time in plain Python (a bit set held in one integer finds
+the bin), LightBinPack (C++) and TRL's ``pack_dataset``, the last two where they are installed. TRL moves tokens while it packs,
+so beside it stands our plan *and* the gathering of its rows. Times are CPU seconds of one thread, best of three (peers: one).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+from tokkit.packing.kernels import best_fit_decreasing, histogram
+from tokkit.packing.plan import plan_packs
+from tokkit.packing.rows import TokenFiles, gather_rows
+from tokkit.packing.store import save_plan
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One line of the table."""
+
+    what: str
+    documents: int
+    seconds: float
+    efficiency: float | None
+
+    def line(self, reference: Measured | None) -> str:
+        rate = self.documents / self.seconds
+        full = f"{100 * self.efficiency:9.4f} %" if self.efficiency is not None else " " * 11
+        ratio = f"{reference.documents / reference.seconds / rate:10.1f}x" if reference else " " * 11
+        return f"  {self.what:<58}{self.seconds * 1000:12.2f} ms{rate / 1e6:10.3f} M docs/s {full} {ratio}"
+
+
+def lengths_of(kind: str, documents: int, seq_len: int) -> np.ndarray:
+    """int64 [documents] lengths of reference (a) or (b)."""
+    rng = np.random.default_rng(0)
+    text = rng.lognormal(np.log(700 if kind == "a" else 200), 1.1, documents).astype(np.int64)
+    if kind == "b":
+        text += 1026 * rng.choice([0, 1, 2, 3, 5], documents, p=[0.2, 0.5, 0.15, 0.1, 0.05])
+    return np.clip(text, 1, seq_len)
+
+
+def cpu(function: Callable[[], Any], repeats: int) -> tuple[float, Any]:
+    """Least CPU time of some calls, and the last result."""
+    best, result = float("inf"), None
+    for _ in range(repeats):
+        begin = time.process_time()
+        result = function()
+        best = min(best, time.process_time() - begin)
+    return best, result
+
+
+def plain_python(lengths: np.ndarray, seq_len: int) -> list[list[int]]:
+    """Best-fit-decreasing, one document at a time: bins by residual, and the occupied residuals as bits of one integer."""
+    open_bins: list[list[list[int]]] = [[] for _ in range(seq_len + 1)]
+    bins: list[list[int]] = []
+    occupied = 0
+    order = np.argsort(-lengths, kind="stable")
+    for document, length in zip(order.tolist(), lengths[order].tolist(), strict=True):
+        above = occupied >> length
+        if above:
+            room = length + (above & -above).bit_length() - 1
+            chosen = open_bins[room].pop()
+            if not open_bins[room]:
+                occupied ^= 1 << room
+        else:
+            room, chosen = seq_len, []
+            bins.append(chosen)
+        chosen.append(document)
+        room -= length
+        if room:
+            if not open_bins[room]:
+                occupied |= 1 << room
+            open_bins[room].append(chosen)
+    return bins
+
+
+def peers(lengths: np.ndarray, seq_len: int) -> list[Measured]:
+    """Peers that plan only, on all documents."""
+    total = int(lengths.sum())
+    seconds, bins = cpu(lambda: plain_python(lengths, seq_len), 1)
+    found = [Measured("plain Python, document by document: plan", len(lengths), seconds, total / (len(bins) * seq_len))]
+    if importlib.util.find_spec("lightbinpack"):
+        from lightbinpack import obfd
+
+        listed = lengths.tolist()
+        seconds, bins = cpu(lambda: obfd(listed, seq_len), 1)
+        found.append(Measured("LightBinPack obfd (C++): plan", len(lengths), seconds, total / (len(bins) * seq_len)))
+    return found
+
+
+def trl_peers(lengths: np.ndarray, seq_len: int) -> list[Measured]:
+    """TRL on these documents, in one table and in the batches that it ships with."""
+    if not importlib.util.find_spec("trl"):
+        print("  (trl is not installed)")
+        return []
+    import datasets
+    import pyarrow as pa
+    from trl import pack_dataset
+
+    datasets.disable_caching()
+    datasets.disable_progress_bars()
+    offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
+    column = pa.LargeListArray.from_arrays(offsets, pa.array(np.zeros(int(lengths.sum()), dtype=np.uint16)))
+    dataset = datasets.Dataset(pa.table({"input_ids": column}))
+    found = []
+    for name, batch in (("one table", len(lengths)), ("as shipped, batches of 1000", 1000)):
+        options = {"batch_size": batch, "keep_in_memory": True}
+        seconds, packed = cpu(lambda options=options: pack_dataset(dataset, seq_len, "bfd", options), 1)
+        efficiency = int(lengths.sum()) / (len(packed) * seq_len)
+        found.append(Measured(f"TRL pack_dataset bfd, {name}: plan + copy", len(lengths), seconds, efficiency))
+    return found
+
+
+def with_copy(lengths: np.ndarray, seq_len: int) -> Measured:
+    """Our plan, and its rows gathered from memory into a reused block."""
+    tokens = np.zeros(int(lengths.sum()), dtype=np.uint16)
+    files = TokenFiles([tokens], np.zeros(len(lengths), dtype=np.int32), np.cumsum(lengths) - lengths, lengths)
+    with tempfile.TemporaryDirectory() as folder:
+        stored = save_plan(plan_packs(lengths, None, seq_len), Path(folder), "bench", "train", "bench")
+        block = np.empty((2048, seq_len), dtype=np.uint16)
+
+        def gather() -> None:
+            for first in range(0, stored.num_packs, len(block)):
+                gather_rows(files, stored, first, block[: stored.num_packs - first], 0)
+
+        gather()  # compiles
+        plan_seconds, plan = cpu(lambda: plan_packs(lengths, None, seq_len), 3)
+        copy_seconds, _ = cpu(gather, 3)
+    rate = stored.num_packs * seq_len * tokens.itemsize / copy_seconds / 1e9
+    seconds, _ = cpu(lambda: np.copyto(block, block[::-1]), 3)
+    print(f"  gather alone: {rate:.2f} GB/s; NumPy copy of a block: {block.nbytes / seconds / 1e9:.2f} GB/s")
+    return Measured("tokkit: plan + rows gathered", len(lengths), plan_seconds + copy_seconds, plan.efficiency)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--documents", type=int, default=1_000_000)
+    parser.add_argument("--seq-len", type=int, default=8192)
+    parser.add_argument("--trl-documents", type=int, default=100_000, help="TRL moves tokens, so it gets fewer documents")
+    options = parser.parse_args()
+    seq_len = options.seq_len
+    plan_packs(np.ones(8, dtype=np.int64), None, seq_len)  # compiles, or loads the compiled kernels
+    for kind in ("a", "b"):
+        lengths = lengths_of(kind, options.documents, seq_len)
+        print(f"({kind}) {len(lengths):,} documents, mean {lengths.mean():.0f} tokens, sequences of {seq_len:,}")
+        seconds, plan = cpu(lambda lengths=lengths: plan_packs(lengths, None, seq_len), 3)
+        ours = Measured("tokkit plan_packs: plan, every document in its pack", len(lengths), seconds, plan.efficiency)
+        counts = histogram(lengths.astype(np.int32), seq_len)
+        seconds, _ = cpu(lambda counts=counts: best_fit_decreasing(counts, seq_len), 3)
+        print(Measured("tokkit: best-fit-decreasing on the histogram alone", len(lengths), seconds, None).line(None))
+        print(ours.line(None))
+        print(f"  {plan.num_packs:,} packs; at least {plan.bounds.martello_toth:,} are needed (Martello-Toth L2)")
+        for peer in peers(lengths, seq_len):
+            print(peer.line(ours))
+        some = lengths[: options.trl_documents]
+        print(f"({kind}) {len(some):,} of them, tokens moved too")
+        ours = with_copy(some, seq_len)
+        print(ours.line(None))
+        for peer in trl_peers(some, seq_len):
+            print(peer.line(ours))
+
+
+if __name__ == "__main__":
+    main()

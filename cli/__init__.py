@@ -1,0 +1,1 @@
+"""The `tokkit` command: one thin file a command."""

@@ -1,0 +1,73 @@
+"""`tokkit inspect`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokkit.cli.common import Debug, Json, Quiet, examples, session
+
+EXAMPLES = examples(
+    "tokkit inspect shards/",
+    "tokkit inspect shards/ --document 0 --out look/",
+    "tokkit inspect shards/ --document val:3",
+    "tokkit inspect shards/ --document 00000.tar#000000017 --json",
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("inspect", epilog=EXAMPLES)(inspect)
+
+
+def inspect(
+    directory: Annotated[Path, typer.Argument(help="Output directory of `tokkit shard`.")],
+    document: Annotated[
+        str | None, typer.Option(help="Decode this document: a number, SPLIT:NUMBER, an id or a locator.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the document there, as Markdown and PNG.")] = None,
+    text_tokenizer: Annotated[Path | None, typer.Option(help="Where it is now, if it was moved.")] = None,
+    image_tokenizer: Annotated[Path | None, typer.Option(help="Where it is now, if it was moved.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a directory holds, or bring one document back from its tokens."""
+    with session(json=json, debug=debug, quiet=quiet) as run:
+        from tokkit.cli.show import show_manifest
+        from tokkit.errors import UsageError
+        from tokkit.pipelines.inspect import InspectConfig, inspect_document
+        from tokkit.shards.manifest import load_manifest
+
+        if document is None:
+            if out is not None:
+                raise UsageError("--out needs --document: which document is to be written there?")
+            manifest = load_manifest(directory)
+            if not run.emit(manifest.model_dump(mode="json")):
+                show_manifest(run.console, manifest)
+            return
+        config = InspectConfig(
+            directory=directory,
+            document=document,
+            out=out,
+            text_tokenizer=text_tokenizer,
+            image_tokenizer=image_tokenizer,
+        )
+        found = inspect_document(config, run.progress)
+        if run.emit(asdict(found)):
+            return
+        row = found.row
+        run.console.print(
+            f"{found.split}:{found.number}  {row['source']}/{row['locator']}  {row['tokens']:,} tokens", style="bold"
+        )
+        for part in found.parts:
+            if part.text is not None:
+                run.console.print(part.text.encode("utf-8", "backslashreplace").decode(), markup=False)
+            else:
+                shape = " x ".join(map(str, part.shape or ()))
+                run.console.print(
+                    f"[{part.kind}: codes {shape}{', ' + part.file if part.file else ''}]", style="cyan", markup=False
+                )

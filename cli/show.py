@@ -1,0 +1,109 @@
+"""Results as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from tokkit.documents import Outcome
+
+if TYPE_CHECKING:
+    from tokkit.pipelines.pack import SplitResult
+    from tokkit.shards.manifest import Manifest
+
+OUTCOMES = [outcome.value for outcome in Outcome]
+
+
+def _table(title: str, first: str, columns: list[str]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(first)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def show_manifest(console: Console, manifest: Manifest) -> None:
+    """Documents and media items by source and outcome, and tokens by modality."""
+    used = [o for o in OUTCOMES if any(o in s.documents or any(o in c for c in s.items.values()) for s in manifest.sources)]
+    table = _table("\nWhat became of every document and media item", "source", [*(o.replace("_", " ") for o in used), "in all"])
+    for source in manifest.sources:
+        rows = {f"{source.name} ({source.format})": source.documents}
+        rows |= {f"  {modality} items": counts for modality, counts in source.items.items()}
+        for name, counts in rows.items():
+            cells = [f"{counts[o]:,}" if o in counts else "" for o in used]
+            table.add_row(name, *cells, f"{sum(counts.values()):,}")
+    totals = {"all documents": manifest.documents} | {f"all {m} items": c for m, c in manifest.items.items()}
+    table.add_section()
+    for name, counts in totals.items():
+        table.add_row(name, *(f"{counts.get(o, 0):,}" for o in used), f"{sum(counts.values()):,}", style="bold")
+    console.print(table)
+    reasons: dict[str, int] = {}
+    for source in manifest.sources:
+        for reason, count in source.reasons.items():
+            reasons[reason] = reasons.get(reason, 0) + count
+    if reasons:
+        table = _table("\nReasons", "level / outcome / reason", ["count"])
+        for reason in sorted(reasons, key=lambda r: (-reasons[r], r)):
+            table.add_row(reason.replace("/", " / "), f"{reasons[reason]:,}")
+        console.print(table)
+    if manifest.ignored:
+        table = _table("\nFiles of the inputs that were not read", "why", ["files"])
+        for why, count in manifest.ignored.items():
+            table.add_row(why, f"{count:,}")
+        console.print(table)
+    kinds = sorted({kind for split in manifest.splits.values() for kind in split.tokens_by_kind})
+    table = _table("\nTokens", "split", ["documents", *kinds, "in all", "shards"])
+    for name, split in manifest.splits.items():
+        cells = [f"{split.tokens_by_kind.get(kind, 0):,}" for kind in kinds]
+        table.add_row(name, f"{split.documents:,}", *cells, f"{split.tokens:,}", str(len(split.shards)))
+    console.print(table)
+    if manifest.trial is not None:
+        table = _table(f"\nA trial over {manifest.trial['limit']} documents; the whole input would come to about", "", [""])
+        for key, value in manifest.trial.items():
+            if key.startswith("estimated_"):
+                table.add_row(key.removeprefix("estimated_").replace("_", " "), f"{value:,}")
+        console.print(table)
+
+
+def show_packs(console: Console, packs: Mapping[str, SplitResult]) -> None:
+    """Packing efficiency by split, with the bound that no plan of these pieces can beat."""
+    if not packs:
+        return
+    table = _table("\nPacking", "split", ["seq_len", "rows", "at least", "efficiency", "at most", "documents cut", "left out"])
+    for name, pack in packs.items():
+        places = max(pack.bound_martello_toth, 1) * pack.seq_len
+        table.add_row(
+            name,
+            f"{pack.seq_len:,}",
+            f"{pack.packs:,}",
+            f"{pack.bound_martello_toth:,}",
+            f"{100 * pack.efficiency:.2f} %",
+            f"{100 * pack.tokens / places:.2f} %",
+            f"{pack.cut_documents:,}",
+            f"{sum(pack.left_out.values()):,}",
+        )
+    console.print(table)
+
+
+def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
+    """Throughput by stage of the run that has just ended."""
+    if not summary.get("documents"):
+        return
+    amounts = {"read": "documents", "decode": "images", "encode": "images", "text": "documents", "write": "tokens"}
+    table = _table("\nThroughput by stage (per second of one worker)", "stage", ["seconds", "per second"])
+    for stage, seconds in summary["stage_seconds"].items():
+        rate = ""
+        if seconds > 0 and summary.get(amounts.get(stage, ""), 0):
+            rate = f"{summary[amounts[stage]] / seconds:,.0f} {amounts[stage]}"
+        table.add_row(stage, f"{seconds:.2f}", rate)
+    console.print(table)
+    seconds = max(summary["seconds"], 1e-9)
+    console.print(
+        f"{summary['documents']:,} documents, {summary['images']:,} pictures, {summary['tokens']:,} tokens in {seconds:.1f} s "
+        f"with {summary['workers']} workers: {summary['tokens'] / seconds:,.0f} tokens/s, bound by {summary['bound_by']}"
+    )
+    if "estimated_hours" in summary:
+        console.print(f"the whole input would take about {summary['estimated_hours']:.2f} hours on this machine")

@@ -1,0 +1,184 @@
+"""Documents back from their tokens: text through the text tokenizer, pictures through the image tokenizer's decoder.
+
+Used by ``tokkit inspect`` and the report. The tokenizers are found where the run had them (``run/job.json``) or named anew, and
+must have the fingerprints that the manifest names: codes read with other weights would be another picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from tokkit.errors import DataError, UsageError
+from tokkit.interleave import ImageCodes, Layout, TextCodes, decode
+from tokkit.shards.manifest import Manifest, TokenizerEntry, load_manifest
+from tokkit.shards.native import TokenShards, open_shards
+from tokkit.storage import read_json
+from tokkit.vocabulary import UnifiedVocabulary
+
+if TYPE_CHECKING:
+    from tokkit.tokenizers.image.model import ImageTokenizer
+    from tokkit.tokenizers.text import TextTokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedText:
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedImage:
+    """A picture as uint8 [H, W, 3], or None where there is no decoder; its codes int32 [K, h, w]."""
+
+    pixels: npt.NDArray[np.uint8] | None
+    codes: npt.NDArray[np.int32]
+    tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedAudio:
+    """A sound; its codes int32 [K, T]."""
+
+    codes: npt.NDArray[np.int32]
+    tokens: int
+
+
+DecodedPart = DecodedText | DecodedImage | DecodedAudio
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedDocument:
+    """A document's row and its parts in order."""
+
+    split: str
+    number: int
+    row: dict[str, object]
+    parts: list[DecodedPart]
+
+    @property
+    def text(self) -> str:
+        """All of its text, one after another."""
+        return "".join(p.text for p in self.parts if isinstance(p, DecodedText))
+
+
+class DocumentDecoder:
+    """Reads documents of a finished directory.
+
+    Args:
+        directory: of the output.
+        text_tokenizer, image_tokenizer: where they are now, if not where the run had them.
+
+    Raises:
+        DataError: the directory is not finished or damaged, or a tokenizer is not the one that was used.
+        UsageError: a tokenizer is no longer where it was.
+    """
+
+    def __init__(self, directory: Path, text_tokenizer: Path | None = None, image_tokenizer: Path | None = None) -> None:
+        self.directory = directory
+        self.manifest: Manifest = load_manifest(directory)
+        self.vocabulary = UnifiedVocabulary.load(directory / "vocabulary.json")
+        entry = self.manifest.layout
+        self.layout = Layout(entry.image, entry.image_grid)  # type: ignore[arg-type]
+        self.shards: dict[str, TokenShards] = {name: open_shards(directory, name) for name in self.manifest.splits}
+        self._text = self._load_text(self._path("text", text_tokenizer))
+        self._image = self._load_image(image_tokenizer)
+
+    def decode(self, split: str, number: int) -> DecodedDocument:
+        """Document ``number`` of a split.
+
+        Raises:
+            MalformedSequence: its tokens are not a document.
+        """
+        shards = self.shards[split]
+        parts: list[DecodedPart] = []
+        for part in decode(shards.tokens(number), self.vocabulary, self.layout):
+            if isinstance(part, TextCodes):
+                parts.append(DecodedText(self._text.decode(part.codes), len(part.codes)))
+            elif isinstance(part, ImageCodes):
+                parts.append(DecodedImage(self._pixels(part.codes), part.codes, part.codes.size))
+            else:
+                parts.append(DecodedAudio(part.codes, part.codes.size))
+        return DecodedDocument(split, number, shards.row(number), parts)
+
+    def find(self, name: str) -> tuple[str, int]:
+        """The document called ``name``: ``NUMBER`` (of the first split), ``SPLIT:NUMBER``, an id or a locator.
+
+        Raises:
+            UsageError: there is no such document, or there are several of that id.
+        """
+        split, _, number = name.rpartition(":")
+        split = split or next(iter(self.shards))
+        if split in self.shards and number.isdigit():
+            count = self.shards[split].num_documents
+            if int(number) >= count:
+                raise UsageError(f"document {number} of split {split!r}, which has {count}")
+            return split, int(number)
+        found = [
+            (split_name, first + i)
+            for split_name, shards in self.shards.items()
+            for first, ids, locators in _names(shards)
+            for i, (own, locator) in enumerate(zip(ids, locators, strict=True))
+            if name in (own, locator)
+        ]
+        if not found:
+            raise UsageError(f"no document {name!r} in {self.directory}: give a number, SPLIT:NUMBER, an id or a locator")
+        if len(found) > 1:
+            listed = ", ".join(f"{s}:{n}" for s, n in found[:5])
+            raise UsageError(f"{len(found)} documents are called {name!r}; name one by its place: {listed}")
+        return found[0]
+
+    # ---- tokenizers
+
+    def _path(self, kind: str, given: Path | None) -> Path:
+        if given is not None:
+            return given
+        job = self.directory / "run" / "job.json"
+        recorded = read_json(job).get(f"{kind}_tokenizer") if job.exists() else None
+        if recorded is None or not Path(recorded).exists():
+            raise UsageError(f"the {kind} tokenizer is no longer where the run had it; name it with --{kind}-tokenizer")
+        return Path(recorded)
+
+    def _load_text(self, path: Path) -> TextTokenizer:
+        from tokkit.tokenizers.text import load_text_tokenizer
+
+        tokenizer = load_text_tokenizer(path)
+        _same(self.manifest.tokenizers["text"], tokenizer.fingerprint, path)
+        return tokenizer
+
+    def _load_image(self, given: Path | None) -> ImageTokenizer | None:
+        if "image" not in self.manifest.tokenizers:
+            return None
+        from tokkit.tokenizers.image import load_image_tokenizer
+
+        path = self._path("image", given)
+        tokenizer = load_image_tokenizer(path, device="cpu")
+        _same(self.manifest.tokenizers["image"], tokenizer.fingerprint, path)
+        return tokenizer
+
+    def _pixels(self, codes: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8] | None:
+        if self._image is None:
+            return None
+        import torch
+
+        return self._image.decode(torch.from_numpy(codes[:1].astype(np.int64))).cpu().numpy()[0]
+
+
+def _same(entry: TokenizerEntry, fingerprint: str, path: Path) -> None:
+    if entry.fingerprint != fingerprint:
+        raise DataError(
+            f"{path} is not the tokenizer these shards were made with "
+            f"(fingerprint {fingerprint[:12]}, not {entry.fingerprint[:12]})"
+        )
+
+
+def _names(shards: TokenShards):  # type: ignore[no-untyped-def]
+    """(first document number, ids, locators) of each shard."""
+    first = 0
+    for table in shards.tables(["id", "locator"]):
+        yield first, table.column("id").to_pylist(), table.column("locator").to_pylist()
+        first += table.num_rows

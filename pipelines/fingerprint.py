@@ -1,0 +1,101 @@
+"""The two fingerprints of a run.
+
+*Semantic*: everything that is meant to decide the output: the tokenizers with their weights and preprocessing, the vocabulary,
+the layout and the options, and the version of tokkit's own encoding. An output directory belongs to one semantic fingerprint.
+
+*Numeric*: everything that is not meant to, but may, by rounding: versions of the decoders and of torch, the device, the
+precision and the batch shape. It is recorded with every unit, and one output does not mix two.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokkit.errors import FingerprintMismatch, UsageError
+from tokkit.storage import create_if_absent, fingerprint_of, pretty_json, read_json
+
+if TYPE_CHECKING:
+    import torch
+
+# Raised whenever tokkit itself would write other bytes for the same input and options.
+CODE_VERSION = 1
+
+NAME = "config.json"
+PACKAGES = ("numpy", "pillow", "pyarrow", "sentencepiece", "tokenizers", "torch", "vector-quantize-pytorch")
+
+
+def numeric_environment(device: torch.device, batch_size: int) -> dict[str, object]:
+    """What rounding may depend on, on this machine."""
+    import torch
+    from PIL import features
+
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return {
+        "device": name,
+        "precision": "fp32",
+        "batch_size": batch_size,
+        "threads": 1 if device.type == "cpu" else None,
+        "packages": {p: version(p).split("+")[0] for p in PACKAGES},
+        "decoders": {c: features.version(c) for c in ("jpg", "zlib", "webp", "avif", "libtiff", "jpg_2000")},
+    }
+
+
+def claim_directory(out: Path, semantic: Mapping[str, object], numeric: Mapping[str, object]) -> bool:
+    """Make ``out`` this configuration's, or check that it is.
+
+    Returns:
+        True where the directory was new.
+
+    Raises:
+        FingerprintMismatch: it belongs to another configuration; the message names what differs.
+        UsageError: it holds something else.
+    """
+    path = out / NAME
+    if not path.exists():
+        if out.exists() and (not out.is_dir() or any(p.name != "run" for p in out.iterdir())):
+            raise UsageError(f"{out} is not empty and holds no tokkit output; name another --out")
+        (out / "run").mkdir(parents=True, exist_ok=True)
+        entry = {
+            "format": "tokkit-config",
+            "version": 1,
+            "semantic_fingerprint": fingerprint_of(semantic),
+            "semantic": semantic,
+            "numeric_fingerprint": fingerprint_of(numeric),
+            "numeric": numeric,
+        }
+        if create_if_absent(path, pretty_json(entry)):
+            return True
+    entry = read_json(path)
+    for kind, now in (("semantic", semantic), ("numeric", numeric)):
+        if entry[f"{kind}_fingerprint"] != fingerprint_of(now):
+            listed = "\n".join(f"  - {line}" for line in differences(entry[kind], now))
+            about = "configuration" if kind == "semantic" else "numeric environment"
+            raise FingerprintMismatch(
+                f"{out} was made with another {about}; mixing the two would not be one data set:\n{listed}\n"
+                f"run with the same as before, or write to another --out"
+            )
+    return False
+
+
+def differences(before: Mapping[str, object], after: Mapping[str, object], prefix: str = "") -> list[str]:
+    """The entries in which two nested mappings differ, one line each: ``key: before -> after``."""
+    lines: list[str] = []
+    for key in sorted(before.keys() | after.keys()):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += differences(old, new, f"{prefix}{key}.")
+        elif fingerprint_of(old) != fingerprint_of(new):
+            lines.append(f"{prefix}{key}: {_shown(old)} -> {_shown(new)}")
+    return lines
+
+
+def _shown(value: object) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 72 else text[:69] + "..."

@@ -1,0 +1,211 @@
+"""The ledger: what has been committed, and what became of every document.
+
+A unit is done when ``commits/NNNNN.json`` exists. The record names the unit's payload under ``run/payloads`` with checksums
+and carries all counts; it is created if absent, in one atomic step, after the payload is safely on disk. Payloads are named by
+their content, so a second attempt at a unit (a killed run's, a slow worker's) ends at the same names with the same bytes, and
+whoever creates the record first wins without harm.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tokkit.documents import Document, Failure, Media, Outcome, modality_of
+from tokkit.errors import DataError, VerificationError
+from tokkit.shards.manifest import Counts, ShardFile
+from tokkit.sources.base import ContainerDamage, Unit
+from tokkit.storage import create_if_absent, is_attempt, pretty_json, read_json, replacing, sha256_file
+
+
+class UnitEntry(BaseModel):
+    """The unit as commit records keep it: no absolute path."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    index: int
+    source: str
+    format: str
+    file: str
+    start: int
+    stop: int
+    bytes: int
+
+
+class SplitCounts(BaseModel):
+    """Documents and tokens that a unit adds to a split."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    documents: int
+    tokens: int
+    tokens_by_kind: Counts
+
+
+class CommitRecord(BaseModel):
+    """The content of ``commits/NNNNN.json``.
+
+    Attributes:
+        unit: what was read.
+        payload: by suffix (``bin``, ``parquet``, ``rejects``), the files it came to.
+        documents: documents by outcome.
+        items: media items by modality and outcome.
+        reasons: rejected, filtered... documents and items by ``level/outcome/reason``.
+        container_errors: damaged stretches of the container.
+        counted_documents, counted_items: the source's census, taken apart from the reading; None where it cannot be known.
+        consumed: share of the unit that was read (below 1 only in a trial).
+        splits: what the unit adds to each split.
+        numeric: fingerprint of the numeric environment it was encoded in.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int = 1
+    unit: UnitEntry
+    payload: dict[str, ShardFile]
+    documents: Counts
+    items: dict[str, Counts]
+    reasons: Counts
+    container_errors: int
+    counted_documents: int | None
+    counted_items: Counts
+    consumed: float
+    splits: dict[str, SplitCounts]
+    numeric: str
+
+
+@dataclass
+class Tally:
+    """Counts outcomes while a unit is read, and collects its reject lines."""
+
+    source: str
+    documents: Counter[str] = field(default_factory=Counter)
+    items: dict[str, Counter[str]] = field(default_factory=dict)
+    reasons: Counter[str] = field(default_factory=Counter)
+    container_errors: int = 0
+    lines: list[str] = field(default_factory=list)
+
+    def committed(self, document: Document) -> None:
+        """The document itself; its items are told apart with :meth:`item`."""
+        self.documents[Outcome.COMMITTED] += 1
+
+    def document(self, document: Document, failure: Failure) -> None:
+        """A document that is not committed."""
+        self.documents[failure.outcome] += 1
+        self._line("document", document, failure)
+
+    def item(self, document: Document, index: int, media: Media, failure: Failure | None) -> None:
+        """A media item: committed, or why not."""
+        modality = modality_of(media)  # type: ignore[arg-type]
+        counts = self.items.setdefault(modality, Counter())
+        counts[Outcome.COMMITTED if failure is None else failure.outcome] += 1
+        if failure is not None:
+            self._line("item", document, failure, item=index, modality=modality, ref=media.ref)
+
+    def damage(self, damage: ContainerDamage) -> None:
+        """A stretch of the container that could not be read."""
+        self.container_errors += 1
+        self.reasons[f"container/{damage.reason}"] += 1
+        entry = {
+            "level": "container",
+            "source": self.source,
+            "locator": damage.locator,
+            "reason": damage.reason,
+            "message": damage.message,
+            "bytes": [damage.start, damage.stop],
+        }
+        self.lines.append(json.dumps(entry))
+
+    def _line(self, level: str, document: Document, failure: Failure, **more: object) -> None:
+        self.reasons[f"{level}/{failure.outcome}/{failure.reason}"] += 1
+        entry = {
+            "level": level,
+            "source": document.source,
+            "locator": document.locator,
+            "id": document.id,
+            **more,
+            "outcome": failure.outcome,
+            "reason": failure.reason,
+            "message": failure.message,
+        }
+        self.lines.append(json.dumps(entry))
+
+
+class Ledger:
+    """The commit records and payloads of one output directory."""
+
+    def __init__(self, out: Path) -> None:
+        self.commits = out / "commits"
+        self.rejects = out / "rejects"
+        self.payloads = out / "run" / "payloads"
+
+    def create(self) -> None:
+        """Make the folders."""
+        for folder in (self.commits, self.rejects, self.payloads):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def clean(self) -> int:
+        """Remove what attempts that never came to their end left; only while no process is at work. Returns how many files."""
+        left = [p for folder in (self.commits, self.rejects, self.payloads) for p in folder.iterdir() if is_attempt(p)]
+        for path in left:
+            path.unlink()
+        return len(left)
+
+    def commit(self, record: CommitRecord) -> bool:
+        """Make a unit's payload real. Returns False where another attempt had done so before."""
+        return create_if_absent(self._path(record.unit.index), pretty_json(record.model_dump(mode="json")))
+
+    def read(self, unit_index: int) -> CommitRecord | None:
+        """A unit's record, or None; DataError where there is one that cannot be read."""
+        path = self._path(unit_index)
+        if not path.exists():
+            return None
+        try:
+            return CommitRecord.model_validate(read_json(path))
+        except ValidationError as error:
+            raise DataError(f"{path} is damaged: {error.errors()[0]['msg']}") from None
+
+    def done(self, unit_index: int, unit: Unit) -> CommitRecord | None:
+        """The record of a unit whose payload is there; a record that names a payload which is not is no commit."""
+        record = self.read(unit_index)
+        if record is None:
+            return None
+        entry = record.unit
+        if (entry.source, entry.file, entry.start, entry.stop) != (unit.source, unit.file, unit.start, unit.stop):
+            raise VerificationError(f"{self._path(unit_index)} is of another unit ({entry.source}/{entry.file})")
+        for file in record.payload.values():
+            path = self.payloads / file.name
+            if not path.exists() or path.stat().st_size != file.bytes:
+                return None
+        return record
+
+    def forget(self, unit_index: int) -> None:
+        """Remove the record of a unit whose payload is lost, so that the unit is done again."""
+        self._path(unit_index).unlink(missing_ok=True)
+
+    def write_lines(self, unit_index: int, lines: list[str]) -> ShardFile:
+        """Write a unit's reject lines as part of its payload."""
+        name = f"{unit_index:05d}.rejects.jsonl"
+        with replacing(self.payloads / name) as temporary:
+            temporary.write_text("".join(line + "\n" for line in lines), encoding="ascii")
+            return ShardFile(name=name, bytes=temporary.stat().st_size, sha256=sha256_file(temporary))
+
+    def _path(self, unit_index: int) -> Path:
+        return self.commits / f"{unit_index:05d}.json"
+
+
+def unit_entry(index: int, unit: Unit, format_name: str) -> UnitEntry:
+    """The unit as commit records keep it."""
+    return UnitEntry(
+        index=index,
+        source=unit.source,
+        format=format_name,
+        file=unit.file,
+        start=unit.start,
+        stop=unit.stop,
+        bytes=unit.bytes,
+    )

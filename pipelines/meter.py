@@ -1,0 +1,108 @@
+"""What a run says of itself while it goes and when it ends: progress, ``run/metrics.jsonl``, the reject budget, the summary."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import TYPE_CHECKING
+
+from tokkit.documents import Outcome
+from tokkit.errors import BudgetExceeded
+from tokkit.pipelines.finish import add_counts
+from tokkit.pipelines.ledger import CommitRecord
+from tokkit.pipelines.plan import Plan, PlannedUnit
+from tokkit.pipelines.progress import Progress
+from tokkit.pipelines.unit import STAGES, Work
+
+if TYPE_CHECKING:
+    from tokkit.pipelines.shard import ShardConfig
+
+REJECT_RATIO_AFTER = 1000  # documents before --max-reject-ratio is looked at
+
+
+class Meter:
+    """Adds up what the workers report: the progress line, ``run/metrics.jsonl``, the reject budget and the summary."""
+
+    def __init__(
+        self, config: ShardConfig, progress: Progress, plan: Plan, records: dict[int, CommitRecord], todo: int
+    ) -> None:
+        self._config, self._progress, self._records = config, progress, records
+        self._all = plan.units
+        self._resumed, self._todo = len(records), todo
+        self._work = Work()
+        self._metrics = config.out / "run" / "metrics.jsonl"
+        self._begin = time.monotonic()
+
+    def __enter__(self) -> Meter:
+        total = sum(p.unit.bytes for p in self._all if p.index not in self._records) / 1e6
+        if self._config.limit is not None:
+            total = float(self._config.limit)
+        self._unit = "documents" if self._config.limit is not None else "MB"
+        self._task = self._progress.start("encode", total, self._unit)
+        self._file = self._metrics.open("a", encoding="ascii")
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.finish(self._task)
+        self._file.close()
+
+    def report(self, work: Work) -> None:
+        self._work.add(work)
+        elapsed = max(time.monotonic() - self._begin, 1e-9)
+        rejected = add_counts(r.documents for r in self._records.values()).get(Outcome.REJECTED, 0)
+        self._task.fields(
+            docs=f"{self._work.documents:,}",
+            images=f"{self._work.images:,}",
+            tokens=f"{self._work.tokens:,} ({self._work.tokens / elapsed:,.0f}/s)",
+            rejected=f"{rejected:,}",
+        )
+        self._task.advance(work.documents if self._unit == "documents" else work.bytes / 1e6)
+
+    def done(self, planned: PlannedUnit, record: CommitRecord) -> None:
+        self._records[planned.index] = record
+        entry = {
+            "time": round(time.time(), 3),
+            "unit": planned.index,
+            "source": planned.unit.source,
+            "file": planned.unit.file,
+            "documents": record.documents,
+            "tokens": sum(s.tokens for s in record.splits.values()),
+            "seconds_so_far": {k: round(v, 3) for k, v in self._work.seconds.items()},
+        }
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        counts = add_counts(r.documents for r in self._records.values())
+        total, rejected = sum(counts.values()), counts.get(Outcome.REJECTED, 0)
+        if total >= REJECT_RATIO_AFTER and rejected > self._config.max_reject_ratio * total:
+            reasons = add_counts(r.reasons for r in self._records.values())
+            common = max((k for k in reasons if k.startswith("document/rejected/")), key=lambda k: reasons[k])
+            raise BudgetExceeded(
+                f"{rejected} of {total} documents were rejected, more than --max-reject-ratio "
+                f"{self._config.max_reject_ratio:g}; most often {common.rsplit('/', 1)[1]} ({reasons[common]}). "
+                f"The rejects are in run/payloads/*.rejects.jsonl; mend the input or raise the ratio"
+            )
+
+    def summary(self, seconds: float, workers: int, trial: dict[str, object] | None) -> dict[str, object]:
+        """This run's own figures: what it did, how fast, and which stage took the time."""
+        work = self._work
+        stages = {stage: round(work.seconds.get(stage, 0.0), 3) for stage in STAGES}
+        busiest = max(stages, key=lambda s: stages[s])
+        entry: dict[str, object] = {
+            "units": self._todo,
+            "resumed_units": self._resumed,
+            "workers": workers,
+            "seconds": round(seconds, 3),
+            "documents": work.documents,
+            "images": work.images,
+            "tokens": work.tokens,
+            "input_bytes": round(work.bytes),
+            "stage_seconds": stages,
+            "bound_by": busiest if stages[busiest] > 0 else None,
+        }
+        if trial is not None and work.bytes > 0:
+            scale = float(str(trial["input_bytes"])) / work.bytes
+            entry["estimated_hours"] = round(seconds * scale / 3600, 4)
+        return entry

@@ -1,0 +1,119 @@
+"""The plan of a run: its inputs listed once, cut into work units, and what a trial takes of each.
+
+The plan is kept under ``run/`` (it names absolute paths and modification times): ``inputs.jsonl`` lists every file with size
+and modification time, ``units.jsonl`` every unit. A resumed run takes the recorded units and refuses inputs that have changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tokkit.errors import DataError, FingerprintMismatch, UsageError
+from tokkit.pipelines.progress import Progress
+from tokkit.sources.base import Source, Unit
+from tokkit.sources.resolve import ResolvedInputs
+from tokkit.storage import write_atomic
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedUnit:
+    """A unit with its number in the run (the order of the output) and, in a trial, how many documents to take of it."""
+
+    index: int
+    unit: Unit
+    quota: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Sources by name and the units in output order."""
+
+    sources: dict[str, Source]
+    units: list[PlannedUnit]
+
+
+def make_plan(resolved: ResolvedInputs, directory: Path, *, unit_bytes: int, limit: int | None, progress: Progress) -> Plan:
+    """Plan a new run, or take up the plan that ``directory`` (the run folder) holds.
+
+    Raises:
+        FingerprintMismatch: an input file has changed, gone or been added since the plan was made.
+        UsageError: there is nothing to read.
+    """
+    sources = {source.name: source for source in resolved.sources}
+    inputs = _inputs(resolved.sources)
+    inputs_path, units_path = directory / "inputs.jsonl", directory / "units.jsonl"
+    if units_path.exists():
+        _check_inputs(inputs_path, inputs)
+        return Plan(sources, _read_units(units_path))
+    units: list[Unit] = []
+    with progress.task("plan", total=len(resolved.sources), unit="sources") as task:
+        for source in resolved.sources:
+            units.extend(source.units(unit_bytes))
+            task.advance()
+            task.fields(units=str(len(units)))
+    if not units:
+        raise UsageError("the inputs hold nothing to read")
+    quotas = share_out(limit, [u.bytes for u in units]) if limit is not None else [None] * len(units)
+    planned = [PlannedUnit(i, u, q) for i, (u, q) in enumerate(zip(units, quotas, strict=True))]
+    write_atomic(inputs_path, "".join(json.dumps(entry) + "\n" for entry in inputs))
+    # The units are written last: a plan is there when they are.
+    write_atomic(
+        units_path, "".join(json.dumps({"index": p.index, "quota": p.quota, **asdict(p.unit)}) + "\n" for p in planned)
+    )
+    return Plan(sources, planned)
+
+
+def share_out(limit: int, weights: Sequence[int]) -> list[int | None]:
+    """``limit`` documents over units by weight (largest remainders; ties to the earlier unit); sums to ``limit``.
+
+    Every source of a mixture is sampled in proportion to its bytes, and small units may get none.
+    """
+    total = sum(weights) or 1
+    exact = [limit * w / total for w in weights]
+    quotas = [int(x) for x in exact]
+    order = sorted(range(len(weights)), key=lambda i: (quotas[i] - exact[i], i))
+    for i in order[: limit - sum(quotas)]:
+        quotas[i] += 1
+    return list(quotas)
+
+
+def _inputs(sources: Sequence[Source]) -> list[dict[str, object]]:
+    """Every file the run depends on, in a fixed order."""
+    return [
+        {"source": source.name, "format": source.format, **asdict(file)}
+        for source in sources
+        for file in [*source.files, *source.companions()]
+    ]
+
+
+def _check_inputs(path: Path, now: list[dict[str, object]]) -> None:
+    try:
+        then = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}); remove the output directory to start over") from None
+    before = {(e["source"], e["name"]): e for e in then}
+    after = {(e["source"], e["name"]): e for e in now}
+    problems = [f"gone: {source}/{name}" for source, name in before if (source, name) not in after]
+    problems += [f"new: {source}/{name}" for source, name in after if (source, name) not in before]
+    for key in before.keys() & after.keys():
+        if before[key]["size"] != after[key]["size"]:
+            problems.append(f"changed: {'/'.join(map(str, key))} ({before[key]['size']} -> {after[key]['size']} bytes)")
+        elif before[key]["mtime_ns"] != after[key]["mtime_ns"]:
+            problems.append(f"changed: {'/'.join(map(str, key))} (another modification time)")
+    if problems:
+        listed = "\n".join(f"  - {p}" for p in sorted(problems)[:20])
+        raise FingerprintMismatch(
+            f"the input is not what this run began with, so its output could not be told apart from a clean run:\n{listed}\n"
+            f"restore it, or write to another --out"
+        )
+
+
+def _read_units(path: Path) -> list[PlannedUnit]:
+    try:
+        entries = [json.loads(line) for line in path.read_text().splitlines()]
+        return [PlannedUnit(e.pop("index"), quota=e.pop("quota"), unit=Unit(**e)) for e in entries]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is damaged ({error}); remove the output directory to start over") from None

@@ -1,0 +1,148 @@
+"""``report.html``: one page that shows what a directory holds, with some documents decoded back from their tokens.
+
+Everything on it is a function of the shards (no times), so the page is the same whoever makes it. It stands alone: pictures are
+embedded, nothing is loaded from elsewhere.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from tokkit.documents import Outcome
+from tokkit.pipelines.decoding import DecodedDocument, DecodedImage, DecodedText, DocumentDecoder
+from tokkit.pipelines.progress import Progress
+from tokkit.shards.manifest import Manifest
+from tokkit.storage import read_json, write_atomic
+
+NAME = "report.html"
+LONGEST_TEXT = 1500  # characters of one text that the page shows
+MOST_PARTS = 24  # parts of one document
+
+
+class ReportConfig(BaseModel):
+    """``documents`` of ``directory`` are shown decoded, spread over its sources."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    directory: Path
+    documents: int = Field(default=8, ge=0)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the page shows of a part: text, or an embedded picture; ``note`` is what stands beside it."""
+
+    text: str | None
+    image: str | None
+    note: str
+
+
+@dataclass(frozen=True)
+class _Shown:
+    title: str
+    tokens: int
+    parts: list[_Part]
+    more: int
+
+
+def write_report(config: ReportConfig, progress: Progress) -> Path:
+    """Write ``report.html`` into a finished directory.
+
+    Raises:
+        DataError, UsageError: the directory is damaged, or its tokenizers are gone.
+    """
+    decoder = DocumentDecoder(config.directory)
+    chosen = choose_documents(decoder, config.documents)
+    documents = []
+    with progress.task("report", total=len(chosen), unit="documents") as task:
+        for split, number in chosen:
+            documents.append(_shown(decoder.decode(split, number)))
+            task.advance()
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["thousands"] = lambda n: f"{n:,}"
+    environment.filters["percent"] = lambda x: f"{100 * x:.2f} %"
+    template = environment.from_string((files(__package__) / "templates" / "report.html.j2").read_text("utf-8"))
+    manifest = decoder.manifest
+    page = template.render(
+        manifest=manifest,
+        outcomes=_used_outcomes(manifest),
+        kinds=sorted({kind for split in manifest.splits.values() for kind in split.tokens_by_kind}),
+        reasons=_reasons(manifest),
+        packs=_packs(config.directory),
+        documents=documents,
+    )
+    path = config.directory / NAME
+    write_atomic(path, page.encode("utf-8", "backslashreplace"))
+    return path
+
+
+def choose_documents(decoder: DocumentDecoder, count: int) -> list[tuple[str, int]]:
+    """``count`` documents, turn by turn from each source, spread over its documents; those with pictures first."""
+    by_source: dict[str, list[tuple[str, int]]] = {}
+    for split, shards in decoder.shards.items():
+        number = 0
+        for table in shards.tables(["source", "spans"]):
+            for source, spans in zip(table.column("source").to_pylist(), table.column("spans").to_pylist(), strict=True):
+                has_media = any(s["modality"] != "text" for s in spans)
+                by_source.setdefault(f"{0 if has_media else 1}{source}", []).append((split, number))
+                number += 1
+    picked: list[tuple[str, int]] = []
+    turns = -(-count // max(len(by_source), 1))
+    spread = {
+        name: [found[int(i)] for i in np.unique(np.linspace(0, len(found) - 1, min(turns, len(found))).astype(int))]
+        for name, found in sorted(by_source.items())
+    }
+    for turn in range(turns):
+        picked += [found[turn] for found in spread.values() if turn < len(found)]
+    return picked[:count]
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """uint8 [H, W, 3] as an embedded PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _shown(document: DecodedDocument) -> _Shown:
+    parts = []
+    for part in document.parts[:MOST_PARTS]:
+        if isinstance(part, DecodedText):
+            text, cut = part.text[:LONGEST_TEXT], len(part.text) > LONGEST_TEXT
+            parts.append(_Part(text + ("…" if cut else ""), None, f"{part.tokens:,} tokens"))
+        elif isinstance(part, DecodedImage):
+            grid = " x ".join(map(str, part.codes.shape[1:]))
+            image = None if part.pixels is None else data_uri(part.pixels)
+            parts.append(_Part(None, image, f"{grid} = {part.tokens:,} codes"))
+        else:
+            parts.append(_Part(None, None, f"a sound of {part.tokens:,} codes"))
+    title = f"{document.row['source']}/{document.row['locator']}"
+    return _Shown(title, int(str(document.row["tokens"])), parts, max(0, len(document.parts) - MOST_PARTS))
+
+
+def _used_outcomes(manifest: Manifest) -> list[str]:
+    seen = {o for s in manifest.sources for counts in [s.documents, *s.items.values()] for o in counts}
+    return [outcome.value for outcome in Outcome if outcome.value in seen]
+
+
+def _reasons(manifest: Manifest) -> list[tuple[str, int]]:
+    total: dict[str, int] = {}
+    for source in manifest.sources:
+        for reason, count in source.reasons.items():
+            total[reason] = total.get(reason, 0) + count
+    return sorted(total.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _packs(directory: Path) -> list[tuple[str, dict[str, object]]]:
+    """The packing plans beside the shards: (name/split, plan.json)."""
+    found = sorted((directory / "packs").glob("*/*/plan.json")) if (directory / "packs").is_dir() else []
+    return [(f"{path.parent.parent.name}/{path.parent.name}", read_json(path)) for path in found]

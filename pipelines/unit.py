@@ -1,0 +1,432 @@
+"""One unit, start to commit: read, decode, encode, interleave, write.
+
+Documents stream through in order. A picture is decoded and brought to the tokenizer's size as it is met, and waits in a batch
+of fixed shape that fills across documents; a document is written once all of its pictures have their codes. A batch that is not
+full is padded, so every batch the device sees has one shape, and what a picture becomes does not depend on its neighbours.
+
+Every document and every media item ends in the unit's :class:`~tokkit.pipelines.ledger.Tally` exactly once.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from tokkit.documents import Audio, Document, Failure, Image, Media, Outcome, Text
+from tokkit.errors import BudgetExceeded, ItemError
+from tokkit.interleave import AudioCodes, ImageCodes, Layout, Part, Span, TextCodes, encode, order_segments
+from tokkit.media.images import decode_image
+from tokkit.pipelines.ledger import CommitRecord, Ledger, SplitCounts, Tally, unit_entry
+from tokkit.pipelines.plan import PlannedUnit
+from tokkit.shards.native import DocumentRow, ShardWriter
+from tokkit.sources.base import Census, ContainerDamage, Source
+from tokkit.vocabulary import Ids, UnifiedVocabulary
+
+if TYPE_CHECKING:
+    from tokkit.pipelines.shard import ShardConfig
+    from tokkit.tokenizers.image.model import ImageTokenizer
+    from tokkit.tokenizers.text import TextTokenizer
+
+STAGES = ("read", "decode", "encode", "text", "write", "count")
+TEXT_BATCH = 64  # documents whose texts are tokenised in one call
+PENDING_LIMIT = 1024  # documents that may wait for the first one's pictures before these are encoded in a padded batch
+REPORT_EVERY = 0.25  # seconds between two reports of a unit's progress
+
+
+@dataclass(slots=True)
+class Work:
+    """Amounts of work, and seconds by stage; what progress reports and the run's summary add up."""
+
+    documents: int = 0
+    images: int = 0
+    tokens: int = 0
+    bytes: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def take(self) -> Work:
+        """What has gathered since the last call."""
+        taken = Work(self.documents, self.images, self.tokens, self.bytes, self.seconds)
+        self.documents = self.images = self.tokens = 0
+        self.bytes, self.seconds = 0.0, {}
+        return taken
+
+    def add(self, other: Work) -> None:
+        self.documents += other.documents
+        self.images += other.images
+        self.tokens += other.tokens
+        self.bytes += other.bytes
+        for stage, seconds in other.seconds.items():
+            self.spend(stage, seconds)
+
+    def spend(self, stage: str, seconds: float) -> None:
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
+
+Report = Callable[[Work], None]
+
+
+@dataclass(frozen=True)
+class UnitJob:
+    """Everything a worker needs to do units; picklable, the tokenizers are loaded in the worker."""
+
+    config: ShardConfig
+    sources: dict[str, Source]
+    vocabulary: UnifiedVocabulary
+    layout: Layout
+    device: str
+    numeric: str
+
+
+@dataclass(eq=False)
+class _Slot:
+    """A media item on its way: codes once they are known, or the failure that stands in their place."""
+
+    media: Media
+    failure: Failure | None = None
+    codes: Ids | None = None
+
+
+@dataclass(eq=False)
+class _Pending:
+    """A document whose pictures are being encoded."""
+
+    document: Document
+    segments: list[Text | _Slot]
+
+    def ready(self) -> bool:
+        return all(not isinstance(s, _Slot) or s.failure is not None or s.codes is not None for s in self.segments)
+
+
+@dataclass(slots=True)
+class _SplitTally:
+    """What a unit adds to a split."""
+
+    documents: int = 0
+    tokens: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+
+
+class ImageBatcher:
+    """Fills batches of one fixed shape and hands the codes back.
+
+    Args:
+        tokenizer: its ``encode`` takes uint8 [B, H, W, 3] and gives codes [B, h, w].
+        batch_size: B of every call; the last is padded with black pictures.
+    """
+
+    def __init__(self, tokenizer: ImageTokenizer, batch_size: int) -> None:
+        self._tokenizer, self._batch_size = tokenizer, batch_size
+        self._waiting: list[tuple[_Slot, npt.NDArray[np.uint8]]] = []
+
+    def add(self, slot: _Slot, pixels: npt.NDArray[np.uint8]) -> None:
+        """Queue a picture [H, W, 3]."""
+        self._waiting.append((slot, pixels))
+
+    def full(self) -> bool:
+        return len(self._waiting) >= self._batch_size
+
+    def run(self) -> int:
+        """Encode what waits, at most one batch; returns how many pictures."""
+        import torch
+
+        batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
+        if not batch:
+            return 0
+        pixels = np.zeros((self._batch_size, *batch[0][1].shape), dtype=np.uint8)
+        for row, (_, picture) in zip(pixels, batch, strict=False):
+            row[...] = picture
+        codes = self._tokenizer.encode(torch.from_numpy(pixels)).cpu().numpy().astype(np.int32)
+        for (slot, _), item in zip(batch, codes, strict=False):
+            slot.codes = item
+        return len(batch)
+
+
+class UnitProcessor:
+    """Does units, one after another, in one process."""
+
+    def __init__(self, job: UnitJob) -> None:
+        from tokkit.tokenizers.text import load_text_tokenizer
+
+        self.job, self.config = job, job.config
+        self.ledger = Ledger(job.config.out)
+        self.text: TextTokenizer = load_text_tokenizer(job.config.text_tokenizer)
+        self.image: ImageTokenizer | None = None
+        if job.config.image_tokenizer is not None:
+            from tokkit.tokenizers.image import load_image_tokenizer
+
+            self.image = load_image_tokenizer(job.config.image_tokenizer, device=job.device)
+
+    def process(self, planned: PlannedUnit, report: Report) -> CommitRecord:
+        """Read a unit and commit it; calls ``report`` now and then with the work done since the last call."""
+        return _Attempt(self, planned, report).run()
+
+
+class _Attempt:
+    """The state of one attempt at one unit."""
+
+    def __init__(self, processor: UnitProcessor, planned: PlannedUnit, report: Report) -> None:
+        self.processor, self.config, self.job = processor, processor.config, processor.job
+        self.planned, self.unit = planned, planned.unit
+        self.source = self.job.sources[self.unit.source]
+        self.tally = Tally(self.unit.source)
+        self.pending: deque[_Pending] = deque()
+        self.batcher = ImageBatcher(processor.image, self.config.batch_size) if processor.image else None
+        self.splits = {
+            split: _SplitTally() for split in (("train", "val") if self.config.val_fraction else ("train",))
+        }
+        self.work, self.report, self.reported = Work(), report, time.monotonic()
+        self.rejected_in_a_row = 0
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.work.spend(name, time.perf_counter() - begin)
+
+    def run(self) -> CommitRecord:
+        with ShardWriter(self.processor.ledger.payloads, self.job.vocabulary.dtype, index=False) as self.writer:
+            consumed = self.read()
+            while self.batcher is not None and self.encode_batch():
+                pass
+            self.drain(0)
+            with self.stage("write"):
+                payload = self.writer.finish(prefix=f"{self.planned.index:05d}-")
+                payload["rejects"] = self.processor.ledger.write_lines(self.planned.index, self.tally.lines)
+        with self.stage("count"):
+            census = self.source.census(self.unit) if self.planned.quota is None else Census(None)
+        record = self.record(payload, census, consumed)
+        self.processor.ledger.commit(record)
+        self.report(self.work.take())
+        return record
+
+    # ---- reading
+
+    def read(self) -> float:
+        """Take the unit's documents in; returns the share of the unit that was read."""
+        quota, taken = self.planned.quota, 0
+        reader = self.source.read(self.unit)
+        records = iter(reader)
+        seen = 0.0
+        while quota is None or taken < quota:
+            with self.stage("read"):
+                record = next(records, None)
+            if record is None:
+                return 1.0
+            if isinstance(record, ContainerDamage):
+                self.tally.damage(record)
+                continue
+            taken += 1
+            self.work.documents += 1
+            self.work.bytes += max(0.0, reader.consumed - seen) * self.unit.bytes
+            seen = max(seen, reader.consumed)
+            self.take(record)
+            if time.monotonic() - self.reported > REPORT_EVERY:
+                self.reported = time.monotonic()
+                self.report(self.work.take())
+        return reader.consumed
+
+    def take(self, document: Document) -> None:
+        """Decode a document's media and let it wait for their codes, or write down why it is none."""
+        if document.failure is not None:
+            for index, media in enumerate(document.media):
+                self.tally.item(document, index, media, document.failure)
+            self.refuse(document, document.failure)
+            return
+        segments: list[Text | _Slot] = []
+        pixels: list[tuple[_Slot, npt.NDArray[np.uint8]]] = []
+        for segment in order_segments(document, self.config.pair_order, self.config.seed):
+            if isinstance(segment, Text):
+                segments.append(segment)
+                continue
+            slot = _Slot(segment, segment.failure)
+            if slot.failure is None:
+                with self.stage("decode"):
+                    decoded = self.decode(slot)
+                if decoded is not None:
+                    pixels.append((slot, decoded))
+            segments.append(slot)
+        failure = verdict(document, [s for s in segments if isinstance(s, _Slot)])
+        by_media = {id(s.media): s for s in segments if isinstance(s, _Slot)}
+        for index, media in enumerate(document.media):
+            # What was fine in a document that is not committed shares the document's outcome.
+            self.tally.item(document, index, media, by_media[id(media)].failure or _with_document(failure))
+        if failure is not None:
+            self.refuse(document, failure)
+            return
+        self.rejected_in_a_row = 0
+        self.pending.append(_Pending(document, segments))
+        for slot, picture in pixels:
+            assert self.batcher is not None
+            self.batcher.add(slot, picture)
+            if self.batcher.full():
+                self.encode_batch()
+        if len(self.pending) >= PENDING_LIMIT and not self.pending[0].ready():
+            self.encode_batch()  # a picture waits for a batch that the texts behind it will not fill
+        if len(self.pending) >= TEXT_BATCH:
+            self.drain(TEXT_BATCH)
+
+    def decode(self, slot: _Slot) -> npt.NDArray[np.uint8] | None:
+        """The picture as the tokenizer takes it, or None with the slot's failure set."""
+        if isinstance(slot.media, Audio):
+            slot.failure = Failure(Outcome.FILTERED, "no-audio-tokenizer", "this run has no audio tokenizer")
+        elif self.processor.image is None:
+            slot.failure = Failure(Outcome.FILTERED, "no-image-tokenizer", "this run has no image tokenizer")
+        else:
+            assert isinstance(slot.media, Image)
+            assert slot.media.data is not None
+            try:
+                picture = decode_image(slot.media.data, self.config.image_limits)
+                return self.processor.image.config.preprocessing.apply(picture)
+            except ItemError as error:
+                slot.failure = Failure(Outcome.REJECTED, error.reason, error.message)
+        return None
+
+    def refuse(self, document: Document, failure: Failure) -> None:
+        """Write down a document that is not committed, and mind the budgets."""
+        self.tally.document(document, failure)
+        if failure.outcome != Outcome.REJECTED:
+            return
+        where = f"{document.source}/{document.locator}: {failure.reason}: {failure.message}"
+        if self.config.strict:
+            raise BudgetExceeded(f"--strict stops at the first reject: {where}")
+        self.rejected_in_a_row += 1
+        if self.rejected_in_a_row >= self.config.max_consecutive_rejects:
+            raise BudgetExceeded(
+                f"{self.rejected_in_a_row} documents in a row were rejected, the last: {where}. If the input is right, raise "
+                f"--max-consecutive-rejects"
+            )
+
+    # ---- encoding and writing
+
+    def encode_batch(self) -> int:
+        assert self.batcher is not None
+        with self.stage("encode"):
+            count = self.batcher.run()
+        self.work.images += count
+        return count
+
+    def drain(self, at_least: int) -> None:
+        """Write the documents at the front of the queue whose pictures are all encoded, if these are ``at_least`` so many."""
+        ready = next((i for i, p in enumerate(self.pending) if not p.ready()), len(self.pending))
+        if ready < at_least:
+            return
+        batch = [self.pending.popleft() for _ in range(ready)]
+        parts = [join_texts(p.segments, self.config.text_joiner) for p in batch]
+        texts = [s for segments in parts for s in segments if isinstance(s, str)]
+        with self.stage("text"):
+            codes = iter(self.processor.text.encode_batch(texts))
+        with self.stage("write"):
+            for pending, segments in zip(batch, parts, strict=True):
+                self.write(pending.document, [TextCodes(next(codes)) if isinstance(s, str) else _part(s) for s in segments])
+
+    def write(self, document: Document, parts: list[Part]) -> None:
+        ids, spans = encode(parts, self.job.vocabulary, self.job.layout)
+        split = "val" if document.draw("split") < self.config.val_fraction else "train"
+        metadata = {k: document.metadata[k] for k in self.config.metadata if k in document.metadata}
+        self.writer.add(
+            ids,
+            DocumentRow(
+                id=document.id,
+                source=document.source,
+                locator=document.locator,
+                unit=self.planned.index,
+                split=split,
+                tokens=len(ids),
+                hash=document.hash,
+                metadata=json.dumps(metadata, sort_keys=True, default=str) if metadata else None,
+                spans=tuple(spans),
+            ),
+        )
+        self.tally.committed(document)
+        counts = self.splits[split]
+        counts.documents += 1
+        counts.tokens += len(ids)
+        counts.kinds.update(tokens_by_kind(len(ids), spans))
+        self.work.tokens += len(ids)
+
+    def record(self, payload: dict, census: Census, consumed: float) -> CommitRecord:
+        return CommitRecord(
+            unit=unit_entry(self.planned.index, self.unit, self.source.format),
+            payload=payload,
+            documents=_sorted(self.tally.documents),
+            items={m: _sorted(c) for m, c in sorted(self.tally.items.items())},
+            reasons=_sorted(self.tally.reasons),
+            container_errors=self.tally.container_errors,
+            counted_documents=census.documents,
+            counted_items=census.items,
+            consumed=round(consumed, 9),
+            splits={
+                name: SplitCounts(documents=s.documents, tokens=s.tokens, tokens_by_kind=_sorted(s.kinds))
+                for name, s in self.splits.items()
+            },
+            numeric=self.job.numeric,
+        )
+
+
+def verdict(document: Document, slots: list[_Slot]) -> Failure | None:
+    """Whether a document can be written with what became of its media; None if so.
+
+    A pair is nothing without its media. Any other document goes on without a lost item, unless nothing else is in it.
+    """
+    failures = [s.failure for s in slots if s.failure is not None]
+    if document.pair and failures:
+        return failures[0]
+    if any(isinstance(s, Text) and s.text for s in document.segments) or len(failures) < len(slots):
+        return None
+    if failures:
+        return Failure(failures[0].outcome, "nothing-left", f"no text, and no media item of {len(slots)} is usable")
+    return Failure(Outcome.REJECTED, "empty-document", "no text and no media items")
+
+
+def join_texts(segments: list[Text | _Slot], joiner: str) -> list[str | _Slot]:
+    """Texts as strings and media with codes, in order; texts with nothing left between them become one, with ``joiner``."""
+    joined: list[str | _Slot] = []
+    for segment in segments:
+        if isinstance(segment, _Slot):
+            if segment.failure is None:
+                joined.append(segment)
+        elif joined and isinstance(joined[-1], str):
+            joined[-1] += joiner + segment.text
+        else:
+            joined.append(segment.text)
+    return joined
+
+
+def tokens_by_kind(total: int, spans: list[Span]) -> Counter[str]:
+    """Tokens of each modality's spans, and under ``marker`` those outside of any (the document's ends)."""
+    kinds: Counter[str] = Counter()
+    for span in spans:
+        kinds[span.modality] += span.length
+    kinds["marker"] = total - sum(kinds.values())
+    return kinds
+
+
+def _part(slot: _Slot) -> ImageCodes | AudioCodes:
+    assert slot.codes is not None
+    return ImageCodes(slot.codes, slot.media.hash)
+
+
+def _with_document(failure: Failure | None) -> Failure | None:
+    if failure is None:
+        return None
+    return Failure(failure.outcome, "document-not-committed", f"the document is not: {failure.reason}")
+
+
+def _sorted(counts: Counter[str]) -> dict[str, int]:
+    return {str(key): counts[key] for key in sorted(counts)}
+
+
+def payload_paths(ledger: Ledger, record: CommitRecord) -> tuple[Path, Path]:
+    """A committed unit's token file and document table."""
+    return ledger.payloads / record.payload["bin"].name, ledger.payloads / record.payload["parquet"].name

@@ -1,0 +1,38 @@
+"""What every test shares: one torch thread, and the real corpora where they lie beside the project."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in every process a test starts
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_torch_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _shared(folder: str) -> Path:
+    root = os.environ.get("TOKKIT_SHARED")
+    if not root:
+        pytest.skip("TOKKIT_SHARED does not name the real corpora")
+    path = Path(root).resolve() / folder
+    assert path.is_dir(), f"TOKKIT_SHARED is set, but {path} is not a folder"
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real corpora (``$TOKKIT_SHARED/data``); the test skips without them."""
+    return _shared("data")
+
+
+@pytest.fixture(scope="session")
+def shared_golden() -> Path:
+    """Reference implementations' answers (``$TOKKIT_SHARED/golden``); the test skips without them."""
+    return _shared("golden")

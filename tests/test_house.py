@@ -1,0 +1,95 @@
+"""The house stands as designed: light imports, imports down only, one package in the wheel, docs that name real options."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("torch", "webdataset", "vector_quantize_pytorch", "numba", "pyarrow", "PIL", "sentencepiece", "transformers", "numpy")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import tokkit",
+        "import tokkit.pipelines, tokkit.sources, tokkit.tokenizers, tokkit.cli.main",
+        "import sys; sys.argv = ['tokkit', '--help']; from tokkit.cli.main import app; app(standalone_mode=False)",
+        "import sys; sys.argv = ['tokkit', 'shard', '--help']; from tokkit.cli.main import app; app(standalone_mode=False)",
+    ],
+)
+def test_help_and_bare_imports_load_nothing_heavy(code: str) -> None:
+    check = f"{code}\nimport sys; print([m for m in {HEAVY!r} if m in sys.modules], file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip().splitlines()[-1] == "[]"
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_imports_go_down_only() -> None:
+    for folder, above in (("tokkit", ("tokkit.pipelines", "tokkit.cli")), ("pipelines", ("tokkit.cli",))):
+        for path in (ROOT / folder).rglob("*.py"):
+            wrong = [name for name in _imports(path) if name.startswith(above)]
+            assert not wrong, f"{path} imports {wrong}"
+
+
+def test_nothing_imports_what_does_not_load_here() -> None:
+    for folder in ("tokkit", "pipelines", "cli"):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert not {name.split(".")[0] for name in _imports(path)} & {"torchvision", "torchaudio", "click"}, path
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_whole_package_and_nothing_else(tmp_path: Path) -> None:
+    """Built without isolation from a copy, so that nothing is fetched and the checkout stays clean."""
+    import shutil
+    import zipfile
+
+    source = tmp_path / "source"
+    ignore = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "demo-out")
+    shutil.copytree(ROOT, source, ignore=ignore)
+    pytest.importorskip("setuptools", minversion="77")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", tmp_path, source]
+    subprocess.run(command, check=True)
+    names = {n for n in zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist() if ".dist-info/" not in n}
+    expected = set()
+    for folder, inside in (("tokkit", "tokkit"), ("pipelines", "tokkit/pipelines"), ("cli", "tokkit/cli")):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                expected.add(f"{inside}/{path.relative_to(ROOT / folder).as_posix()}")
+    assert names == expected
+
+
+def test_the_readme_names_real_commands_and_options() -> None:
+    """Every `tokkit COMMAND --option` in README and docs is one that the command knows."""
+    import typer
+
+    from tokkit.cli.main import app
+
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    known = {name: {o for p in c.params for o in p.opts} | {"--help"} for name, c in commands.items()}
+    seen = 0
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        text = page.read_text().replace("\\\n", " ")
+        for line in re.findall(r"\btokkit ((?:train-|[a-z])[a-z-]* [^`\n]*)", text):
+            command, *words = line.split()
+            if command not in known:
+                continue
+            for option in (w.split("=")[0] for w in words if re.match(r"--[a-z]", w)):
+                assert option.rstrip(".,)") in known[command], f"{page.name}: tokkit {command} has no {option}"
+                seen += 1
+    assert seen > 10

@@ -1,0 +1,1 @@
+"""Untrusted media bytes to pixels and samples, within bounds."""

@@ -1,0 +1,1 @@
+"""Measures of tokenizers: reconstruction quality and use of the codebook."""

@@ -1,0 +1,44 @@
+"""Two machine instructions that Numba does not offer by name: count trailing zeros, and memcpy.
+
+Both are LLVM intrinsics, so kernels that use them can be cached on disk (a call through ctypes cannot).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import intrinsic
+
+# Untyped for mypy, which would take the typing context for an argument of the call.
+_intrinsic: Any = intrinsic
+
+_I1, _I8, _I64 = ir.IntType(1), ir.IntType(8), ir.IntType(64)
+
+
+@_intrinsic
+def trailing_zeros(typingctx: Any, value: Any) -> Any:
+    """Number of zero bits (int64) below the lowest set bit of a uint64; 64 for 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], _I1(0))
+
+    return types.int64(types.uint64), generate
+
+
+@_intrinsic
+def copy_bytes(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
+    """memcpy between two addresses (uint64), ``size`` bytes (int64); the ranges must be valid and not overlap."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _I8.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [pointer, pointer, _I64, _I1])
+        module = builder.module
+        memcpy = module.globals.get("llvm.memcpy.p0i8.p0i8.i64") or module.declare_intrinsic(
+            "llvm.memcpy", [pointer, pointer, _I64], kind
+        )
+        builder.call(memcpy, [builder.inttoptr(args[0], pointer), builder.inttoptr(args[1], pointer), args[2], _I1(0)])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64, types.int64), generate

@@ -1,0 +1,224 @@
+"""Exact best-fit-decreasing bin packing on the histogram of lengths.
+
+Best-fit-decreasing takes the items longest first and puts each into the open bin with the least room that still holds it, or
+opens a new bin. Among bins of equal room the choice is free, and so is the order of items of equal length; therefore only the
+*number* of bins at each residual capacity matters, and whole runs of equal items can be placed in one step:
+
+* the fullest bin that holds an item of length l is the one at the smallest residual r >= l;
+* having taken the item it is still the fullest one that holds another, as long as one fits: it takes ``r // l`` of them
+  at once;
+* all bins at residual r with the same history move together.
+
+The time depends on the number of distinct lengths and residuals, not on the number of documents. (The same idea is known from
+"longest-pack-first histogram packing" of Krell et al., arXiv 2107.02027; a two-level bitset that finds the next occupied
+residual in a few instructions takes the place of its linear search.)
+
+The result is a forest of *nodes*: "these ``bins`` bins took ``repeat`` items of ``length`` on top of what bins of ``parent``
+held". A pack is a path from a node to its root. :func:`assign_packs` gives the items of each length to the nodes in item
+order, and :func:`canonical_order` numbers the packs.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+
+from tokkit.packing.intrinsics import trailing_zeros
+
+Array = npt.NDArray[np.int64]
+
+# Rows of the node table (int64 [6, nodes]).
+PARENT = 0  # node whose bins went on, -1: bins opened anew
+REPEAT = 1  # items of this length that each bin took
+BINS = 2  # number of bins
+FIRST_BIN = 3  # the parent's bin that became bin 0
+FIRST_ITEM = 4  # first of the bins * repeat items, in order of length
+GONE = 5  # bins that went on to child nodes (always the lowest ones)
+FIELDS = 6
+
+
+@nb.njit(cache=True, nogil=True)
+def _next_residual(words: npt.NDArray[np.uint64], summary: npt.NDArray[np.uint64], low: int) -> int:
+    """The smallest set bit >= low, or -1. ``summary`` has a bit for every word that is not zero."""
+    word = low >> 6
+    bits = words[word] >> np.uint64(low & 63)
+    if bits != 0:
+        return low + trailing_zeros(bits)
+    word += 1
+    group = word >> 6
+    if group >= summary.size:
+        return -1
+    bits = summary[group] >> np.uint64(word & 63)
+    if bits != 0:
+        word += trailing_zeros(bits)
+        return (word << 6) + trailing_zeros(words[word])
+    for later in range(group + 1, summary.size):
+        if summary[later] != 0:
+            word = (later << 6) + trailing_zeros(summary[later])
+            return (word << 6) + trailing_zeros(words[word])
+    return -1
+
+
+@nb.njit(cache=True, nogil=True)
+def best_fit_decreasing(counts: Array, seq_len: int) -> Array:
+    """Place items, given as a histogram, into bins of ``seq_len``.
+
+    Args:
+        counts: int64 [seq_len + 1], number of items of each length; those of length 0 are not placed.
+
+    Returns:
+        int64 [FIELDS, nodes]: the node table (rows: see the module's constants).
+    """
+    nodes = np.empty((FIELDS, 1024), dtype=np.int64)
+    following = np.empty(1024, dtype=np.int64)  # next node at the same residual
+    used = 0
+    head = np.full(seq_len + 1, -1, dtype=np.int64)  # a node at each residual
+    words = np.zeros((seq_len >> 6) + 1, dtype=np.uint64)
+    summary = np.zeros((words.size + 63) >> 6, dtype=np.uint64)
+    item = 0
+    for i in range(1, seq_len + 1):
+        item += counts[i]
+    for length in range(seq_len, 0, -1):
+        left = counts[length]
+        item -= left
+        at = item
+        while left > 0:
+            residual = _next_residual(words, summary, length)
+            parent, first, available = -1, 0, left
+            if residual < 0:
+                residual = seq_len
+            else:
+                parent = head[residual]
+                first = nodes[GONE, parent]
+                available = nodes[BINS, parent] - first
+            repeat = residual // length
+            bins = min(available, left // repeat)
+            if bins == 0:
+                bins, repeat = 1, left
+            if parent >= 0:
+                nodes[GONE, parent] += bins
+                if bins == available:
+                    head[residual] = following[parent]
+                    if head[residual] < 0:
+                        word = residual >> 6
+                        words[word] &= ~(np.uint64(1) << np.uint64(residual & 63))
+                        if words[word] == 0:
+                            summary[word >> 6] &= ~(np.uint64(1) << np.uint64(word & 63))
+            if used == nodes.shape[1]:
+                more = np.empty((FIELDS, 2 * used), dtype=np.int64)
+                more[:, :used] = nodes
+                nodes = more
+                longer = np.empty(2 * used, dtype=np.int64)
+                longer[:used] = following
+                following = longer
+            nodes[PARENT, used] = parent
+            nodes[REPEAT, used] = repeat
+            nodes[BINS, used] = bins
+            nodes[FIRST_BIN, used] = first
+            nodes[FIRST_ITEM, used] = at
+            nodes[GONE, used] = 0
+            room = residual - repeat * length
+            if room > 0:
+                following[used] = head[room]
+                head[room] = used
+                words[room >> 6] |= np.uint64(1) << np.uint64(room & 63)
+                summary[room >> 12] |= np.uint64(1) << np.uint64((room >> 6) & 63)
+            used += 1
+            at += bins * repeat
+            left -= bins * repeat
+    return nodes[:, :used].copy()
+
+
+@nb.njit(cache=True, nogil=True)
+def histogram(lengths: npt.NDArray[np.int32], seq_len: int) -> Array:
+    """int64 [seq_len + 1]: how many items have each length (all in 0..seq_len)."""
+    counts = np.zeros(seq_len + 1, dtype=np.int64)
+    for i in range(lengths.size):
+        counts[lengths[i]] += 1
+    return counts
+
+
+@nb.njit(cache=True, nogil=True)
+def order_by_length(lengths: npt.NDArray[np.int32], counts: Array) -> Array:
+    """Counting sort, stable: int64 [N], item numbers by increasing length, equal lengths in item order."""
+    place = np.empty(counts.size, dtype=np.int64)
+    total = 0
+    for i in range(counts.size):
+        place[i] = total
+        total += counts[i]
+    order = np.empty(lengths.size, dtype=np.int64)
+    for i in range(lengths.size):
+        order[place[lengths[i]]] = i
+        place[lengths[i]] += 1
+    return order
+
+
+@nb.njit(cache=True, nogil=True)
+def assign_packs(nodes: Array, order: Array) -> tuple[Array, int]:
+    """Give every item its pack: int64 [N] pack numbers (of no meaning yet), and the number of packs."""
+    pack_of = np.empty(order.size, dtype=np.int64)
+    packs = 0
+    for leaf in range(nodes.shape[1]):
+        for end in range(nodes[GONE, leaf], nodes[BINS, leaf]):
+            node, bin_ = leaf, end
+            while node >= 0:
+                repeat = nodes[REPEAT, node]
+                first = nodes[FIRST_ITEM, node] + bin_ * repeat
+                for i in range(first, first + repeat):
+                    pack_of[order[i]] = packs
+                bin_ += nodes[FIRST_BIN, node]
+                node = nodes[PARENT, node]
+            packs += 1
+    return pack_of, packs
+
+
+@nb.njit(cache=True, nogil=True)
+def canonical_order(pack_of: Array, packs: int) -> tuple[Array, Array]:
+    """Number the packs by their lowest item, and order the items of each by number.
+
+    Returns:
+        int64 [packs + 1] offsets, int64 [N] items: pack p holds ``items[offsets[p]:offsets[p + 1]]``, increasing.
+    """
+    rank = np.full(packs, -1, dtype=np.int64)
+    offsets = np.zeros(packs + 1, dtype=np.int64)
+    seen = 0
+    for i in range(pack_of.size):
+        if rank[pack_of[i]] < 0:
+            rank[pack_of[i]] = seen
+            seen += 1
+        offsets[rank[pack_of[i]] + 1] += 1
+    for p in range(packs):
+        offsets[p + 1] += offsets[p]
+    place = offsets[:-1].copy()
+    items = np.empty(pack_of.size, dtype=np.int64)
+    for i in range(pack_of.size):
+        p = rank[pack_of[i]]
+        items[place[p]] = i
+        place[p] += 1
+    return offsets, items
+
+
+@nb.njit(cache=True, nogil=True)
+def martello_toth(counts: Array, seq_len: int) -> int:
+    """Martello and Toth's lower bound L2 on the number of bins (Lower bounds and reduction procedures for the bin packing
+    problem, 1990), over all thresholds: no packing of these items, by any algorithm, has fewer.
+
+    For a threshold a <= seq_len / 2: items longer than seq_len - a stand alone with respect to items >= a; those longer than
+    half stand one to a bin; what of the items in a..seq_len/2 does not fit beside them by volume needs further bins.
+    """
+    number = np.zeros(seq_len + 2, dtype=np.int64)  # items shorter than i
+    volume = np.zeros(seq_len + 2, dtype=np.int64)
+    for i in range(1, seq_len + 1):
+        number[i + 1] = number[i] + counts[i]
+        volume[i + 1] = volume[i] + counts[i] * i
+    half = seq_len // 2
+    best = 0
+    for threshold in range(half + 1):
+        big = number[seq_len + 1] - number[half + 1]
+        beside = number[seq_len - threshold + 1] - number[half + 1]
+        room = beside * seq_len - (volume[seq_len - threshold + 1] - volume[half + 1])
+        rest = volume[half + 1] - volume[threshold] - room
+        bound = big + max(0, -(-rest // seq_len))
+        best = max(best, bound)
+    return best

@@ -1,0 +1,249 @@
+"""Materialised sequences: the rows of a plan written out, for loaders that read fixed-length rows and nothing else.
+
+``packs/NAME/SPLIT/rows/``::
+
+    rows.json          format, dtype, shape, padding id, SHA-256 of the plan.json it belongs to, and the files' checksums
+    rows.bin           [P, seq_len] token ids, little endian, in the shards' dtype, padded at the end of each row
+    cu_seqlens.npy     int32 [N + P]: the borders of each row's segments, from 0 to the row's last real token; row p has the
+                       entries pack_offsets[p] + p : pack_offsets[p + 1] + p + 1
+
+The folder is committed after the plan and apart from it, so that rows can be added to a plan, and removed, at any time.
+
+The copy is one Numba call per block of rows: memcpy from the shards' memory maps by address (:mod:`tokkit.packing.intrinsics`),
+after every range has been checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+
+from tokkit.errors import DataError, FingerprintMismatch
+from tokkit.packing.intrinsics import copy_bytes
+from tokkit.packing.split import Pieces
+from tokkit.packing.store import (
+    RECORD,
+    Model,
+    StoredFile,
+    StoredPlan,
+    check_files,
+    committed_folder,
+    map_array,
+    read_record,
+    stored_file,
+)
+from tokkit.shards.native import TokenShards, map_tokens
+from tokkit.storage import pretty_json, sha256_file
+from tokkit.vocabulary import Ids
+
+FORMAT = "tokkit-rows"
+VERSION = 1
+FOLDER = "rows"
+BLOCK_BYTES = 64 << 20
+
+
+class RowsRecord(Model):
+    """The content of ``rows.json``; ``plan`` is the SHA-256 of ``plan.json``."""
+
+    format: str
+    version: int
+    dtype: str
+    shape: tuple[int, int]
+    pad_id: int
+    plan: str
+    files: dict[str, StoredFile]
+
+
+@dataclass(frozen=True, eq=False)
+class PackedRows:
+    """Materialised rows that were read back.
+
+    Attributes:
+        record: ``rows.json``.
+        tokens: uint16 or int32 [P, seq_len], a memory map.
+        cu_seqlens: int32 [N + P], see the module's docstring.
+    """
+
+    record: RowsRecord
+    tokens: Ids
+    cu_seqlens: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenFiles:
+    """The token files of a split, by document, for copying by address.
+
+    Attributes:
+        maps: one array of tokens a file, all of one dtype.
+        file: int32 [D], which file a document is in.
+        offset: int64 [D], its first token in that file.
+        lengths: int64 [D], tokens.
+    """
+
+    maps: list[Ids]
+    file: npt.NDArray[np.int32]
+    offset: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, shards: TokenShards) -> TokenFiles:
+        """Map the files of an output directory's split."""
+        base = shards.directory / "tokens" / shards.split
+        maps = [map_tokens(base / shard.files["bin"].name, shards.dtype) for shard in shards.shards]
+        documents = np.array([shard.documents for shard in shards.shards], dtype=np.int64)
+        file = np.repeat(np.arange(len(maps), dtype=np.int32), documents)
+        end = np.cumsum(shards.lengths)
+        first = np.concatenate([np.zeros(1, dtype=np.int64), end])[np.cumsum(documents) - documents]
+        return cls(maps, file, end - shards.lengths - first[file], shards.lengths)
+
+    def addresses(self, pieces: Pieces) -> npt.NDArray[np.uint64]:
+        """uint64 [N]: where in memory each piece begins.
+
+        Raises:
+            DataError: a piece reaches beyond its document, or a document beyond its file.
+        """
+        document = np.asarray(pieces.document)
+        if document.size and (int(document.min()) < 0 or int(document.max()) >= len(self.lengths)):
+            raise DataError(f"the plan names documents beyond the {len(self.lengths)} of the shards")
+        stop = pieces.start + pieces.length.astype(np.int64)
+        file = self.file[document]
+        begin = self.offset[document] + pieces.start
+        sizes = np.array([len(m) for m in self.maps], dtype=np.int64)
+        wrong = (pieces.start < 0) | (pieces.length < 0) | (stop > self.lengths[document])
+        if wrong.any():
+            raise DataError(f"the plan reaches beyond the end of document {int(document[np.argmax(wrong)])}")
+        if ((begin + pieces.length) > sizes[file]).any():
+            raise DataError("a token file is shorter than its index says")
+        base = np.array([m.ctypes.data for m in self.maps], dtype=np.uint64)
+        itemsize = np.uint64(self.maps[0].itemsize if self.maps else 1)
+        return base[file] + begin.astype(np.uint64) * itemsize
+
+
+@nb.njit(cache=True, nogil=True)
+def _gather(
+    addresses: npt.NDArray[np.uint64],
+    lengths: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    pad_id: int,
+    out: Ids,
+) -> None:
+    """Copy the pieces of each row one after another and fill the rest; the rows must have room for them."""
+    itemsize = out.itemsize
+    base = out.ctypes.data
+    for row in range(out.shape[0]):
+        at = 0
+        for i in range(offsets[row] - offsets[0], offsets[row + 1] - offsets[0]):
+            target = np.uint64(base + (row * out.shape[1] + at) * itemsize)
+            copy_bytes(target, addresses[i], np.int64(lengths[i]) * itemsize)
+            at += lengths[i]
+        out[row, at:] = pad_id
+
+
+def gather_rows(files: TokenFiles, plan: StoredPlan, first: int, out: Ids, pad_id: int) -> None:
+    """Fill ``out`` [R, seq_len] (contiguous, the files' dtype) with the packs ``first`` .. ``first + R - 1``.
+
+    Raises:
+        DataError: the plan does not fit the documents, or a pack does not fit into a row.
+    """
+    offsets = np.array(plan.pack_offsets[first : first + len(out) + 1])
+    pieces = plan.pieces.take(slice(int(offsets[0]), int(offsets[-1])))
+    lengths = np.array(pieces.length)
+    ends = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])[offsets - offsets[0]]
+    if (np.diff(ends) > out.shape[1]).any() or (np.diff(offsets) < 0).any():
+        raise DataError(f"{plan.folder}: a pack is longer than its sequence")
+    if not out.flags.c_contiguous or any(m.dtype != out.dtype for m in files.maps):
+        raise ValueError("rows must be contiguous and of the files' dtype")
+    _gather(files.addresses(pieces), lengths, offsets, pad_id, out)
+
+
+def cu_seqlens(plan: StoredPlan) -> npt.NDArray[np.int32]:
+    """int32 [N + P]: segment borders of every row, see the module's docstring."""
+    offsets = np.asarray(plan.pack_offsets)
+    ends = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(plan.pieces.length, dtype=np.int64)])
+    row = np.repeat(np.arange(plan.num_packs), np.diff(offsets) + 1)
+    piece = np.arange(len(row)) - row
+    return (ends[piece] - ends[offsets[row]]).astype(np.int32)
+
+
+def write_rows(
+    plan: StoredPlan,
+    files: TokenFiles,
+    dtype: np.dtype,
+    pad_id: int,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> PackedRows:
+    """Materialise a plan.
+
+    Args:
+        plan: as stored.
+        files: of the same shards.
+        dtype: of the shards' tokens.
+        pad_id: what rows are padded with.
+        on_rows: called with the number of rows after each block.
+
+    Raises:
+        DataError: the plan does not fit the shards, or there are rows already.
+        ValueError: a pad_id that the dtype cannot hold.
+    """
+    limits = np.iinfo(dtype)
+    if not limits.min <= pad_id <= limits.max:
+        raise ValueError(f"padding id {pad_id} does not fit into {dtype}")
+    seq_len, packs = plan.record.seq_len, plan.num_packs
+    digest = hashlib.sha256()
+    with committed_folder(plan.folder / FOLDER) as temporary:
+        with (temporary / "rows.bin").open("xb") as file:
+            block = np.empty((max(1, BLOCK_BYTES // (seq_len * dtype.itemsize)), seq_len), dtype=dtype)
+            for first in range(0, packs, len(block)):
+                out = block[: packs - first]
+                gather_rows(files, plan, first, out, pad_id)
+                data = out.astype(dtype.newbyteorder("<"), copy=False).data
+                file.write(data)
+                digest.update(data)
+                on_rows(len(out))
+        borders = cu_seqlens(plan)
+        np.save(temporary / "cu_seqlens.npy", borders, allow_pickle=False)
+        record = RowsRecord(
+            format=FORMAT,
+            version=VERSION,
+            dtype=dtype.name,
+            shape=(packs, seq_len),
+            pad_id=pad_id,
+            plan=sha256_file(plan.folder / RECORD),
+            files={
+                "rows.bin": StoredFile(bytes=packs * seq_len * dtype.itemsize, sha256=digest.hexdigest()),
+                "cu_seqlens.npy": stored_file(temporary / "cu_seqlens.npy", borders),
+            },
+        )
+        (temporary / "rows.json").write_text(pretty_json(record.model_dump(mode="json")))
+    rows = load_rows(plan)
+    assert rows is not None  # just committed
+    return rows
+
+
+def load_rows(plan: StoredPlan, *, checksums: bool = False) -> PackedRows | None:
+    """The materialised rows of a plan, or None where it has none.
+
+    Raises:
+        DataError, VerificationError: damaged.
+        FingerprintMismatch: rows of another plan.
+    """
+    folder: Path = plan.folder / FOLDER
+    if not folder.exists():
+        return None
+    record = read_record(folder / "rows.json", RowsRecord, FORMAT, VERSION)
+    if record.plan != sha256_file(plan.folder / RECORD):
+        raise FingerprintMismatch(f"{folder} belongs to another plan; remove it and pack again with --materialize")
+    check_files(folder, record.files, checksums=checksums)
+    dtype = np.dtype(record.dtype)
+    expected = (plan.num_packs, plan.record.seq_len)
+    path = folder / "rows.bin"
+    if record.shape != expected or path.stat().st_size != expected[0] * expected[1] * dtype.itemsize:
+        raise DataError(f"{path} is not {expected[0]} rows of {expected[1]} {dtype} tokens")
+    borders = map_array(folder / "cu_seqlens.npy", record.files["cu_seqlens.npy"], np.int32)
+    return PackedRows(record, map_tokens(path, dtype).reshape(expected), borders)

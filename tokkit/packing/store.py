@@ -1,0 +1,362 @@
+"""A packing plan on disk: ``packs/NAME/SPLIT/`` in a directory of token shards.
+
+::
+
+    plan.json             format, settings, the shards' fingerprint, counts, efficiency, bounds, and the other files' checksums
+    pack_offsets.npy      int64 [P + 1]   pack p is the pieces pack_offsets[p]:pack_offsets[p + 1]
+    piece_document.npy    int64 [N]       number of the document in its split
+    piece_start.npy       int64 [N]       first token within the document
+    piece_length.npy      int32 [N]       tokens
+    left_out.jsonl        a line for each document in no pack: document, length, reason, needs (the seq_len it would need)
+    rows/                 the sequences themselves, where asked for (:mod:`tokkit.packing.rows`)
+
+The arrays are plain ``.npy`` files and are memory-mapped. A folder is written under a temporary name, fsynced and renamed: it
+is there whole or not at all, and the same plan always gives the same bytes. It names the shards it was made for by their
+fingerprint and is refused for any others.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tokkit.errors import DataError, FingerprintMismatch, VerificationError
+from tokkit.packing.plan import ALGORITHM, ALGORITHM_VERSION, PackPlan
+from tokkit.packing.split import REASONS, LeftOut, Pieces, Reason, SplitPolicy
+from tokkit.storage import attempt_name, fsync_directory, fsync_file, pretty_json, read_json, sha256_file
+
+FORMAT = "tokkit-packs"
+VERSION = 1
+RECORD = "plan.json"
+LEFT_OUT = "left_out.jsonl"
+ARRAYS = {"pack_offsets": np.int64, "piece_document": np.int64, "piece_start": np.int64, "piece_length": np.int32}
+
+
+class Model(BaseModel):
+    """A record on disk: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StoredFile(Model):
+    """One file of a folder: size, SHA-256 and, for an array, its dtype and shape."""
+
+    bytes: int
+    sha256: str
+    dtype: str | None = None
+    shape: list[int] | None = None
+
+
+class PlanCounts(Model):
+    """What a plan holds; ``documents = packed_documents + left_out_documents``.
+
+    Attributes:
+        tokens: in packs; ``padding`` is what the packs' places hold beside them.
+        max_pieces: pieces of the fullest pack.
+    """
+
+    documents: int
+    packed_documents: int
+    cut_documents: int
+    left_out_documents: int
+    tokens: int
+    left_out_tokens: int
+    padding: int
+    pieces: int
+    packs: int
+    max_pieces: int
+
+
+class PlanBounds(Model):
+    """Lower bounds on the number of packs (:class:`tokkit.packing.plan.Bounds`)."""
+
+    volume: int
+    martello_toth: int
+
+
+class PlanRecord(Model):
+    """The content of ``plan.json``; ``shards`` is the fingerprint of the token shards, ``left_out`` counts by reason."""
+
+    format: str
+    version: int
+    name: str
+    split: str
+    seq_len: int
+    policy: SplitPolicy
+    algorithm: str
+    algorithm_version: int
+    shards: str
+    counts: PlanCounts
+    left_out: dict[Reason, int]
+    efficiency: float
+    bounds: PlanBounds
+    files: dict[str, StoredFile]
+
+
+@dataclass(frozen=True, eq=False)
+class StoredPlan:
+    """A plan that was read back; its arrays are memory maps.
+
+    Attributes:
+        folder: ``packs/NAME/SPLIT``.
+        record: ``plan.json``.
+        pack_offsets, pieces: as in :class:`tokkit.packing.plan.PackPlan`.
+    """
+
+    folder: Path
+    record: PlanRecord
+    pack_offsets: npt.NDArray[np.int64]
+    pieces: Pieces
+
+    @property
+    def num_packs(self) -> int:
+        return len(self.pack_offsets) - 1
+
+    def pack(self, index: int) -> Pieces:
+        """The pieces of a pack, in order (views of the memory maps)."""
+        return self.pieces.take(slice(int(self.pack_offsets[index]), int(self.pack_offsets[index + 1])))
+
+    def left_out(self) -> LeftOut:
+        """Read ``left_out.jsonl``.
+
+        Raises:
+            DataError: it is missing or damaged.
+        """
+        return _read_left_out(self.folder / LEFT_OUT)
+
+
+def pack_folder(directory: Path, name: str, split: str) -> Path:
+    """Where the plan ``name`` of a split lies."""
+    return directory / "packs" / name / split
+
+
+@contextmanager
+def committed_folder(folder: Path) -> Iterator[Path]:
+    """Yield a temporary sibling to write files into; on success it is fsynced and renamed to ``folder``, else removed.
+
+    Raises:
+        DataError: ``folder`` exists (also where another process made it meanwhile).
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = attempt_name(folder)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for path in temporary.iterdir():
+            fsync_file(path)
+        fsync_directory(temporary)
+        try:
+            temporary.rename(folder)
+        except OSError as error:
+            if folder.exists():
+                raise DataError(f"{folder} exists already") from error
+            raise
+        fsync_directory(folder.parent)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+
+
+def stored_file(path: Path, array: np.ndarray | None = None) -> StoredFile:
+    """Describe a file that was just written, and the array in it."""
+    shape, dtype = (list(array.shape), array.dtype.name) if array is not None else (None, None)
+    return StoredFile(bytes=path.stat().st_size, sha256=sha256_file(path), dtype=dtype, shape=shape)
+
+
+def save_plan(plan: PackPlan, directory: Path, name: str, split: str, shards: str) -> StoredPlan:
+    """Write a plan.
+
+    Args:
+        directory: of the token shards.
+        name, split: it becomes ``packs/NAME/SPLIT``, which must not exist.
+        shards: fingerprint of the token shards that the plan was made for.
+
+    Raises:
+        DataError: the folder exists.
+    """
+    folder = pack_folder(directory, name, split)
+    arrays = {
+        "pack_offsets": plan.pack_offsets,
+        "piece_document": plan.pieces.document,
+        "piece_start": plan.pieces.start,
+        "piece_length": plan.pieces.length,
+    }
+    with committed_folder(folder) as temporary:
+        files = {}
+        for key, dtype in ARRAYS.items():
+            array = np.ascontiguousarray(arrays[key], dtype=dtype)
+            path = temporary / f"{key}.npy"
+            np.save(path, array, allow_pickle=False)
+            files[path.name] = stored_file(path, array)
+        _write_left_out(temporary / LEFT_OUT, plan.left_out)
+        files[LEFT_OUT] = stored_file(temporary / LEFT_OUT)
+        record = _record(plan, name, split, shards, files)
+        (temporary / RECORD).write_text(pretty_json(record.model_dump(mode="json")))
+    return load_plan(folder)
+
+
+def _record(plan: PackPlan, name: str, split: str, shards: str, files: dict[str, StoredFile]) -> PlanRecord:
+    left_out = len(plan.left_out)
+    counts = PlanCounts(
+        documents=plan.num_documents,
+        packed_documents=plan.num_documents - left_out,
+        cut_documents=plan.num_cut_documents,
+        left_out_documents=left_out,
+        tokens=plan.num_tokens,
+        left_out_tokens=plan.left_out.num_tokens,
+        padding=plan.num_packs * plan.seq_len - plan.num_tokens,
+        pieces=len(plan.pieces),
+        packs=plan.num_packs,
+        max_pieces=plan.max_pieces,
+    )
+    return PlanRecord(
+        format=FORMAT,
+        version=VERSION,
+        name=name,
+        split=split,
+        seq_len=plan.seq_len,
+        policy=plan.policy,
+        algorithm=ALGORITHM,
+        algorithm_version=ALGORITHM_VERSION,
+        shards=shards,
+        counts=counts,
+        left_out={Reason(reason): n for reason, n in plan.left_out.by_reason().items()},
+        efficiency=plan.efficiency,
+        bounds=PlanBounds(volume=plan.bounds.volume, martello_toth=plan.bounds.martello_toth),
+        files=files,
+    )
+
+
+def load_plan(folder: Path, *, shards: str | None = None, checksums: bool = False) -> StoredPlan:
+    """Read a plan.
+
+    Args:
+        folder: ``packs/NAME/SPLIT``.
+        shards: fingerprint of the token shards at hand; a plan for others is refused.
+        checksums: also compare every file's SHA-256 (reads everything once).
+
+    Raises:
+        DataError: there is none, or it is of another format version, or its arrays are not what ``plan.json`` says.
+        VerificationError: a file's size or checksum differs.
+        FingerprintMismatch: it was made for other shards.
+    """
+    record = read_record(folder / RECORD, PlanRecord, FORMAT, VERSION)
+    if shards is not None and record.shards != shards:
+        raise FingerprintMismatch(
+            f"{folder} was made for other token shards (fingerprint {record.shards[:16]}, these have {shards[:16]}): the "
+            f"shards were written anew since; remove the folder and pack again, or pack under another name"
+        )
+    check_files(folder, record.files, checksums=checksums)
+    missing = [f"{key}.npy" for key in ARRAYS if f"{key}.npy" not in record.files]
+    if missing:
+        raise DataError(f"{folder / RECORD} is damaged: it does not list {', '.join(missing)}")
+    arrays = {key: map_array(folder / f"{key}.npy", record.files[f"{key}.npy"], dtype) for key, dtype in ARRAYS.items()}
+    plan = StoredPlan(
+        folder,
+        record,
+        arrays["pack_offsets"],
+        Pieces(arrays["piece_document"], arrays["piece_start"], arrays["piece_length"]),
+    )
+    _check_shapes(plan)
+    return plan
+
+
+def _check_shapes(plan: StoredPlan) -> None:
+    counts, offsets, pieces = plan.record.counts, plan.pack_offsets, plan.pieces
+    expected: dict[str, tuple[np.ndarray, int]] = {
+        "pack_offsets": (offsets, counts.packs + 1),
+        "piece_document": (pieces.document, counts.pieces),
+        "piece_start": (pieces.start, counts.pieces),
+        "piece_length": (pieces.length, counts.pieces),
+    }
+    for key, (array, size) in expected.items():
+        if array.shape != (size,):
+            raise DataError(f"{plan.folder / key}.npy has shape {array.shape}; {RECORD} counts {size} entries")
+    if offsets[0] != 0 or offsets[-1] != counts.pieces:
+        raise DataError(f"{plan.folder / 'pack_offsets.npy'} does not span the {counts.pieces} pieces")
+
+
+RecordModel = TypeVar("RecordModel", bound=BaseModel)
+
+
+def read_record(path: Path, kind: type[RecordModel], format_name: str, version: int) -> RecordModel:
+    """Read and check a JSON record.
+
+    Raises:
+        DataError: missing, damaged, of another format or of a version that this code does not read.
+    """
+    entry = read_json(path)
+    if not isinstance(entry, dict) or entry.get("format") != format_name:
+        raise DataError(f"{path} is not a {format_name} record")
+    if entry.get("version") != version:
+        raise DataError(f"{path} has format version {entry.get('version')}; this tokkit reads version {version}")
+    try:
+        return kind.model_validate(entry)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def check_files(folder: Path, files: dict[str, StoredFile], *, checksums: bool) -> None:
+    """Compare sizes and, on request, checksums with a record.
+
+    Raises:
+        VerificationError: a file is missing or differs.
+    """
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise VerificationError(f"{path} is missing")
+        if path.stat().st_size != expected.bytes:
+            raise VerificationError(f"{path} has {path.stat().st_size} bytes, not {expected.bytes}: it is damaged or cut short")
+        if checksums and sha256_file(path) != expected.sha256:
+            raise VerificationError(f"{path} is damaged: its SHA-256 is not the one that was written down")
+
+
+def map_array(path: Path, expected: StoredFile, dtype: npt.DTypeLike) -> np.ndarray:
+    """Memory-map a ``.npy`` file (an empty array is read).
+
+    Raises:
+        DataError: not such a file, or of another dtype or shape than ``expected``.
+    """
+    empty = expected.shape is not None and 0 in expected.shape
+    try:
+        array = np.load(path, mmap_mode=None if empty else "r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path} is not a readable .npy file: {error}") from None
+    if array.dtype != np.dtype(dtype) or list(array.shape) != expected.shape:
+        raise DataError(f"{path} holds {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} {expected.shape}")
+    return array
+
+
+def _write_left_out(path: Path, left_out: LeftOut) -> None:
+    columns = zip(
+        left_out.document.tolist(), left_out.length.tolist(), left_out.reason.tolist(), left_out.needs.tolist(), strict=True
+    )
+    with path.open("w", encoding="ascii") as file:
+        for document, length, reason, needs in columns:
+            entry = {"document": document, "length": length, "reason": REASONS[reason].value, "needs": needs}
+            file.write(json.dumps(entry) + "\n")
+
+
+def _read_left_out(path: Path) -> LeftOut:
+    numbers = {reason.value: i for i, reason in enumerate(REASONS)}
+    try:
+        entries = [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
+        return LeftOut(
+            np.array([e["document"] for e in entries], dtype=np.int64),
+            np.array([e["length"] for e in entries], dtype=np.int64),
+            np.array([numbers[e["reason"]] for e in entries], dtype=np.uint8),
+            np.array([e["needs"] for e in entries], dtype=np.int64),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error!r}") from None

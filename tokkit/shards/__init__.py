@@ -1,0 +1,1 @@
+"""The on-disk formats of token shards: writing, reading and checking them."""

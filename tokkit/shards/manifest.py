@@ -1,0 +1,143 @@
+"""``manifest.json``: what an output directory holds, where it came from, and that it adds up.
+
+It is written last: a directory without one is not finished. Everything in it is a function of inputs, options and numeric
+environment; times and hosts are under ``run/``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tokkit.errors import DataError
+from tokkit.storage import read_json
+
+FORMAT = "tokkit-shards"
+VERSION = 1
+NAME = "manifest.json"
+
+Counts = dict[str, int]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ShardFile(_Model):
+    """One file: its name within its folder, its size and its SHA-256."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Shard(_Model):
+    """One shard of a split: ``files`` by suffix (``bin``, ``idx``, ``parquet``)."""
+
+    documents: int
+    tokens: int
+    files: dict[str, ShardFile]
+
+
+class Split(_Model):
+    """What a split holds; ``tokens_by_kind`` adds up to ``tokens``: each modality's spans, and ``marker`` for document ends."""
+
+    documents: int
+    tokens: int
+    tokens_by_kind: Counts
+    shards: list[Shard]
+
+
+class SourceTotals(_Model):
+    """One source: its files, and what became of every document and media item in it (counts by outcome).
+
+    ``counted_documents`` and ``counted_items`` were taken apart from the pipeline (None where damage makes it unknowable).
+    """
+
+    name: str
+    format: str
+    files: int
+    bytes: int
+    units: int
+    documents: Counts
+    items: dict[str, Counts]
+    reasons: Counts
+    container_errors: int
+    counted_documents: int | None
+    counted_items: dict[str, int]
+
+
+class TokenizerEntry(_Model):
+    """A tokenizer that was used: enough to find it again and to know what its licence asks."""
+
+    kind: str
+    name: str
+    fingerprint: str
+    licence: str | None
+    lossless: bool | None = None
+    detail: dict[str, object] = Field(default_factory=dict)
+
+
+class LayoutEntry(_Model):
+    """How media are laid out between their markers (:class:`tokkit.interleave.Layout`)."""
+
+    image: str
+    image_grid: tuple[int, int] | None
+
+
+class Manifest(_Model):
+    """The content of ``manifest.json``.
+
+    Attributes:
+        semantic: fingerprint of everything that decides the output, and its components.
+        numeric: fingerprint of the numeric environment, and its components.
+        trial: where the run was one of ``--limit N``, how much of the input it saw; such a directory is a sample.
+        ignored: files of the input folders that belong to no source, counted by why (each is in ``run/ignored.jsonl``).
+        commits, rejects: SHA-256 over the names and checksums of those folders' files.
+    """
+
+    format: Annotated[str, Field(pattern=f"^{FORMAT}$")] = FORMAT
+    version: int = VERSION
+    tokkit: str
+    dtype: str
+    vocabulary_size: int
+    vocabulary_fingerprint: str
+    layout: LayoutEntry
+    semantic: dict[str, object]
+    semantic_fingerprint: str
+    numeric: dict[str, object]
+    numeric_fingerprint: str
+    tokenizers: dict[str, TokenizerEntry]
+    trial: dict[str, object] | None
+    sources: list[SourceTotals]
+    ignored: Counts
+    units: int
+    documents: Counts
+    items: dict[str, Counts]
+    container_errors: int
+    splits: dict[str, Split]
+    commits: str
+    rejects: str
+
+
+def load_manifest(directory: Path) -> Manifest:
+    """Read ``manifest.json``.
+
+    Raises:
+        DataError: there is none (with what to do), or it is damaged or of another version.
+    """
+    path = directory / NAME
+    if not path.exists():
+        if (directory / "run").is_dir():
+            raise DataError(f"{directory} is not finished: run the same `tokkit shard` command again to complete it")
+        raise DataError(f"{directory} holds no token shards (no {NAME})")
+    entry = read_json(path)
+    if isinstance(entry, dict) and entry.get("format") == FORMAT and entry.get("version") != VERSION:
+        raise DataError(f"{path} has format version {entry.get('version')}; this tokkit reads version {VERSION}")
+    try:
+        return Manifest.model_validate(entry)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

@@ -1,0 +1,298 @@
+"""Token shards on disk: ``NAME.bin``, ``NAME.idx`` and ``NAME.parquet``.
+
+* ``.bin``: bare token ids, little endian, uint16 where the vocabulary fits, else int32, documents one after another.
+* ``.idx``: Megatron's index, one sequence a document (:mod:`tokkit.shards.megatron`).
+* ``.parquet``: one row a document (:data:`DOCUMENT_SCHEMA`), its spans included.
+
+A finished directory keeps them under ``tokens/train/`` and ``tokens/val/``, listed in ``manifest.json``: what is trained on and
+what is held out never share a file. A unit's payload (``run/payloads``) is a ``.bin`` and a ``.parquet`` of the same form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tokkit.errors import DataError
+from tokkit.interleave import Span
+from tokkit.shards.manifest import Manifest, ShardFile, load_manifest
+from tokkit.shards.megatron import index_bytes, read_index
+from tokkit.shards.spans import SPAN_TYPE, SpanTable, span_to_dict
+from tokkit.storage import attempt_name, fsync_directory, fsync_file, sha256_file
+from tokkit.vocabulary import Ids
+
+DOCUMENT_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("locator", pa.string(), nullable=False),
+        pa.field("unit", pa.int32(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("tokens", pa.int64(), nullable=False),
+        pa.field("hash", pa.string(), nullable=False),
+        pa.field("metadata", pa.string()),
+        pa.field("spans", pa.list_(pa.field("item", SPAN_TYPE, nullable=False)), nullable=False),
+    ],
+    metadata={"tokkit": "documents", "version": "1"},
+)
+ROW_GROUP = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentRow:
+    """What a shard says of one document, apart from its tokens.
+
+    Attributes:
+        id, source, locator, hash: see :class:`tokkit.documents.Document`.
+        unit: number of the work unit that it was read in.
+        split: ``train`` or ``val``.
+        tokens: number of tokens, document markers included.
+        metadata: the asked-for fields as a JSON object, or None.
+        spans: in order.
+    """
+
+    id: str
+    source: str
+    locator: str
+    unit: int
+    split: str
+    tokens: int
+    hash: str
+    metadata: str | None
+    spans: tuple[Span, ...]
+
+    def to_dict(self) -> dict[str, object]:
+        row: dict[str, object] = {name: getattr(self, name) for name in DOCUMENT_SCHEMA.names if name != "spans"}
+        # Parquet text is UTF-8: a lone surrogate in a name is written as an escape (in tokens it survives as it is).
+        for key, value in row.items():
+            if isinstance(value, str):
+                row[key] = value.encode("utf-8", "backslashreplace").decode("utf-8")
+        row["spans"] = [span_to_dict(span) for span in self.spans]
+        return row
+
+
+class ShardWriter:
+    """Writes one shard's files under attempt-unique names; they get their names only in :meth:`finish`.
+
+    Used as a context manager: an exception, or leaving without ``finish``, removes what was written.
+
+    Args:
+        directory: exists.
+        dtype: of the tokens.
+        index: also write the ``.idx``.
+    """
+
+    def __init__(self, directory: Path, dtype: np.dtype, *, index: bool = True) -> None:
+        self._directory, self._dtype, self._with_index = directory, dtype, index
+        base = directory / "shard"
+        self._temporary = {suffix: attempt_name(base.with_suffix(f".{suffix}")) for suffix in ("bin", "idx", "parquet")}
+        self._bin = self._temporary["bin"].open("xb")
+        self._digest = hashlib.sha256()
+        self._parquet = pq.ParquetWriter(
+            self._temporary["parquet"], DOCUMENT_SCHEMA, compression="zstd", store_schema=True, write_statistics=True
+        )
+        self._rows: list[dict[str, object]] = []
+        self._tables: list[pa.Table] = []
+        self._lengths: list[npt.NDArray[np.int64]] = []
+        self.documents = 0
+        self.tokens = 0
+
+    def add(self, ids: npt.NDArray[np.integer], row: DocumentRow) -> None:
+        """Append a document."""
+        self._rows.append(row.to_dict())
+        self._write_tokens(ids)
+        self._lengths.append(np.array([len(ids)], dtype=np.int64))
+        self.documents += 1
+        if len(self._rows) >= ROW_GROUP:
+            self._gather_rows()
+
+    def extend(self, ids: npt.NDArray[np.integer], table: pa.Table) -> None:
+        """Append many documents: their tokens one after another, and their rows as read from another shard."""
+        self._gather_rows()
+        self._tables.append(table)
+        self._write_tokens(ids)
+        self._lengths.append(table.column("tokens").to_numpy())
+        self.documents += table.num_rows
+        self._write_groups(ROW_GROUP)
+
+    def finish(self, name: str | None = None, *, prefix: str = "") -> dict[str, ShardFile]:
+        """Close and fsync the files and give them their names.
+
+        Args:
+            name: without suffix; None names each file ``PREFIX`` and ``SHA256[:16]`` of its content, so that every attempt
+                at the same content ends at the same name.
+            prefix: for the names by content.
+
+        Returns:
+            by suffix, what was written.
+        """
+        self._gather_rows()
+        self._write_groups(1)
+        self._bin.close()
+        self._parquet.close()
+        suffixes = ["bin", "parquet"]
+        if self._with_index:
+            lengths = np.concatenate([np.zeros(0, dtype=np.int64), *self._lengths])
+            self._temporary["idx"].write_bytes(index_bytes(lengths, self._dtype))
+            suffixes.insert(1, "idx")
+        files = {}
+        for suffix in suffixes:
+            temporary = self._temporary[suffix]
+            fsync_file(temporary)
+            digest = self._digest.hexdigest() if suffix == "bin" else sha256_file(temporary)
+            target = self._directory / f"{name or prefix + digest[:16]}.{suffix}"
+            files[suffix] = ShardFile(name=target.name, bytes=temporary.stat().st_size, sha256=digest)
+            temporary.replace(target)
+        fsync_directory(self._directory)
+        return files
+
+    def _write_tokens(self, ids: npt.NDArray[np.integer]) -> None:
+        data = np.ascontiguousarray(ids, dtype=self._dtype.newbyteorder("<")).tobytes()
+        self._bin.write(data)
+        self._digest.update(data)
+        self.tokens += len(ids)
+
+    def _gather_rows(self) -> None:
+        if self._rows:
+            self._tables.append(pa.Table.from_pylist(self._rows, schema=DOCUMENT_SCHEMA))
+            self._rows = []
+            self._write_groups(ROW_GROUP)
+
+    def _write_groups(self, at_least: int) -> None:
+        """Write row groups of exactly ROW_GROUP rows (the bytes do not depend on how rows arrived), at the end what is left."""
+        waiting = sum(t.num_rows for t in self._tables)
+        if waiting < at_least or not waiting:
+            return
+        table = pa.concat_tables(self._tables).combine_chunks()
+        whole = table.num_rows if at_least < ROW_GROUP else table.num_rows - table.num_rows % ROW_GROUP
+        self._parquet.write_table(table.slice(0, whole), row_group_size=ROW_GROUP)
+        self._tables = [table.slice(whole)] if whole < table.num_rows else []
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bin.close()
+        self._parquet.close()
+        for temporary in self._temporary.values():
+            temporary.unlink(missing_ok=True)
+
+
+def map_tokens(path: Path, dtype: np.dtype) -> Ids:
+    """A token file as a read-only memory map (an empty file as an empty array)."""
+    size = path.stat().st_size
+    if size % dtype.itemsize:
+        raise DataError(f"{path} has {size} bytes, which is not a whole number of {dtype} tokens")
+    little = dtype.newbyteorder("<")
+    return np.memmap(path, dtype=little, mode="r") if size else np.zeros(0, dtype=little)
+
+
+class TokenShards:
+    """All shards of one split of a finished directory, as one list of documents.
+
+    Attributes:
+        directory: of the output.
+        split: ``train`` or ``val``.
+        manifest: the directory's.
+        dtype: of the tokens.
+        lengths: int64 [D], tokens of each document.
+        fingerprint: SHA-256 over the shards' checksums: identifies the content that a packing plan was made for.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, split: str) -> None:
+        self.directory, self.manifest, self.split = directory, manifest, split
+        self.dtype = np.dtype(manifest.dtype)
+        self.shards = manifest.splits[split].shards
+        self._base = directory / "tokens" / split
+        parts = []
+        for shard in self.shards:
+            dtype, lengths, _ = read_index(self._base / shard.files["idx"].name)
+            if dtype != self.dtype or len(lengths) != shard.documents:
+                raise DataError(f"{self._base / shard.files['idx'].name} does not agree with manifest.json")
+            parts.append(lengths)
+        self.lengths = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+        self._first = np.cumsum([0, *(s.documents for s in self.shards)])
+        # Offset of each document in its own shard, in tokens.
+        self._offsets = np.concatenate([np.cumsum(p) - p for p in parts]) if parts else np.zeros(0, dtype=np.int64)
+        digest = hashlib.sha256()
+        for shard in self.shards:
+            for suffix in ("bin", "parquet"):
+                digest.update(shard.files[suffix].sha256.encode("ascii"))
+        self.fingerprint = digest.hexdigest()
+        self._group: tuple[int, int, pa.Table] | None = None  # the row group that was read last
+
+    @property
+    def num_documents(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    @cached_property
+    def _maps(self) -> list[Ids]:
+        return [map_tokens(self._base / s.files["bin"].name, self.dtype) for s in self.shards]
+
+    def __getstate__(self) -> dict[str, object]:
+        # Memory maps are opened anew in each process.
+        return {k: v for k, v in self.__dict__.items() if k != "_maps"} | {"_group": None}
+
+    def tokens(self, document: int, start: int = 0, stop: int | None = None) -> Ids:
+        """A document's tokens, or a part of them: a read-only view of the memory map."""
+        length = int(self.lengths[document])
+        stop = length if stop is None else stop
+        if not 0 <= start <= stop <= length:
+            raise IndexError(f"tokens {start}:{stop} of document {document}, which has {length}")
+        shard = int(np.searchsorted(self._first, document, side="right")) - 1
+        offset = int(self._offsets[document])
+        return self._maps[shard][offset + start : offset + stop]
+
+    @cached_property
+    def spans(self) -> SpanTable:
+        """The spans of all documents."""
+        return SpanTable.from_columns([t.column("spans") for t in self.tables(["spans"])])
+
+    def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """The document tables, shard by shard."""
+        for shard in self.shards:
+            path = self._base / shard.files["parquet"].name
+            try:
+                yield pq.read_table(path, columns=columns)
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(f"{path} cannot be read: {error}") from None
+
+    def row(self, document: int) -> dict[str, object]:
+        """A document's row of the table."""
+        if not 0 <= document < self.num_documents:
+            raise IndexError(f"document {document} of {self.num_documents}")
+        shard = int(np.searchsorted(self._first, document, side="right")) - 1
+        group, row = divmod(document - int(self._first[shard]), ROW_GROUP)  # every group but the last has ROW_GROUP rows
+        if self._group is None or self._group[:2] != (shard, group):
+            path = self._base / self.shards[shard].files["parquet"].name
+            try:
+                with pq.ParquetFile(path) as file:
+                    self._group = shard, group, file.read_row_group(group)
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(f"{path} cannot be read: {error}") from None
+        return self._group[2].slice(row, 1).to_pylist()[0]
+
+
+def open_shards(directory: Path, split: str = "train") -> TokenShards:
+    """The shards of one split of a finished output directory.
+
+    Raises:
+        DataError: the directory is not finished or damaged, or has no such split.
+    """
+    manifest = load_manifest(directory)
+    if split not in manifest.splits:
+        raise DataError(f"{directory} has no split {split!r}, only {', '.join(manifest.splits) or 'none'}")
+    return TokenShards(directory, manifest, split)

@@ -1,0 +1,75 @@
+"""Sources: corpora in, documents out; one module a format.
+
+This is the registry. Format modules are imported when they are first asked for, so that naming the formats costs nothing.
+:func:`tokkit.sources.resolve.resolve_inputs` turns what a person typed into sources.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tokkit.sources.base import InputFile, Source
+
+
+class Format(NamedTuple):
+    """One entry of the registry.
+
+    Attributes:
+        module, attribute: where its :class:`~tokkit.sources.base.Source` lies.
+        suffixes: endings of its files' names, lower case.
+        description: one line for ``--help``.
+    """
+
+    module: str
+    attribute: str
+    suffixes: tuple[str, ...]
+    description: str
+
+
+FORMATS: dict[str, Format] = {
+    "webdataset": Format(
+        "tokkit.sources.webdataset",
+        "WebDatasetSource",
+        (".tar",),
+        "tars of KEY.jpg or KEY.wav with KEY.txt and KEY.json (img2dataset, WebDataset), with their .parquet beside them",
+    ),
+    "obelics": Format(
+        "tokkit.sources.obelics",
+        "ObelicsSource",
+        (".parquet",),
+        "parquet of interleaved documents: columns images and texts, pictures inline, as paths, or as URLs with a map",
+    ),
+    "hf_parquet": Format(
+        "tokkit.sources.hf_parquet",
+        "HfParquetSource",
+        (".parquet",),
+        "parquet with an image or audio column {bytes, path} and a caption or transcript (Hugging Face datasets)",
+    ),
+    "jsonl": Format(
+        "tokkit.sources.jsonl",
+        "JsonlSource",
+        (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".json.gz"),
+        "text documents, one JSON object a line with a field text, content or raw_content; plain or gzip",
+    ),
+    "text": Format("tokkit.sources.text", "TextSource", (".txt", ".md"), "plain UTF-8 text, one document a file"),
+}
+
+
+def known_formats() -> dict[str, str]:
+    """Names of the formats that can be read, each with one line that says what it is."""
+    return {name: entry.description for name, entry in FORMATS.items()}
+
+
+def source_class(name: str) -> type[Source]:
+    """The class that reads format ``name``; raises KeyError for a name that :func:`known_formats` does not give."""
+    entry = FORMATS[name]
+    found: type[Source] = getattr(importlib.import_module(entry.module), entry.attribute)
+    return found
+
+
+def make_source(format_name: str, name: str, root: Path, files: Sequence[InputFile]) -> Source:
+    """A source called ``name`` over ``files``, which lie below ``root``."""
+    return source_class(format_name)(name, root, sorted(files, key=lambda file: file.name))

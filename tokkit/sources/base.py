@@ -1,0 +1,143 @@
+"""What a source is: corpora in, documents out.
+
+A source is a list of input files of one format. It cuts itself into *units* (a range of one file each) without reading more
+than an index, reads a unit as a stream of documents, and counts a unit by other means than reading it, so that the pipeline's
+sums can be checked against something.
+
+Rules for every source:
+
+* ``read`` yields every document of the range exactly once, in file order. What cannot become a document still counts: it is
+  yielded with a ``failure``. Where the container itself is damaged the reader yields a :class:`ContainerDamage` with the byte
+  range that could not be read, and ends or goes on behind it; it never ends quietly.
+* ``read`` raises ``OSError`` only for the surroundings (a disk that fails); bytes at fault are yielded, never raised.
+* Documents depend on the input's bytes and on the source's name only: not on how the file was cut into units, on absolute
+  paths, or on modification times.
+* Names found inside files are never used as paths unless they resolve to a place below the source's root.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from tokkit.documents import Document
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """A file of the input.
+
+    Attributes:
+        name: path relative to the source's root, with forward slashes: stable between machines, used in locators.
+        path: where it lies.
+        size: bytes.
+        mtime_ns: modification time, to notice a change between a run and its resumption (never part of the output).
+    """
+
+    name: str
+    path: str
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path, root: Path) -> InputFile:
+        """Describe ``path`` below ``root``; raises OSError where it cannot be read."""
+        stat = path.stat()
+        return cls(path.relative_to(root).as_posix(), str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A range of one input file: what one attempt reads, encodes and commits.
+
+    Attributes:
+        source: name of the source in this run.
+        file: the file's name (see :class:`InputFile`).
+        path: where the file lies.
+        start, stop: the range, in whatever the format counts (bytes, row groups, or 0 and 1 for the whole file); opaque to
+            everything but the source.
+        bytes: bytes of the file that the range covers: for balancing, progress and extrapolation.
+    """
+
+    source: str
+    file: str
+    path: str
+    start: int
+    stop: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerDamage:
+    """A stretch of a container that could not be read, and everything in it with it.
+
+    Attributes:
+        locator: the file's name.
+        start, stop: byte range in the file; ``stop`` is the file's end where the reader could not find its way again.
+        reason: slug (``tar-truncated``, ``gzip-truncated``, ``parquet-unreadable``).
+        message: what was found, for a person.
+    """
+
+    locator: str
+    start: int
+    stop: int
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """A count of a unit taken by other means than reading its documents (tar headers, parquet metadata, line counts).
+
+    Attributes:
+        documents: documents in the range, upstream failures included; None where damage makes it unknowable.
+        items: media items by modality, in documents that are not failures themselves; absent where it cannot be known cheaply.
+    """
+
+    documents: int | None
+    items: dict[str, int] = field(default_factory=dict)
+
+
+class UnitReader(ABC):
+    """A stream over one unit. ``consumed`` (0 to 1) is the share of the unit that the documents yielded so far cover."""
+
+    consumed: float = 0.0
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Document | ContainerDamage]: ...
+
+
+class Source(ABC):
+    """Input files of one format. Instances are picklable and hold no open files: workers get a copy.
+
+    Args:
+        name: the source's name in this run; part of every locator's document, so unique in a run.
+        root: the folder that file names are relative to.
+        files: the files that hold documents, sorted by name.
+    """
+
+    format: ClassVar[str]
+
+    def __init__(self, name: str, root: Path, files: Sequence[InputFile]) -> None:
+        self.name = name
+        self.root = root
+        self.files = list(files)
+
+    def companions(self) -> list[InputFile]:
+        """Other files that documents are made from (sidecars, picture stores): watched for changes like ``files``."""
+        return []
+
+    @abstractmethod
+    def units(self, unit_bytes: int) -> Iterator[Unit]:
+        """Cut the files, in order, into ranges of about ``unit_bytes``; a file that cannot be cut is one unit."""
+
+    @abstractmethod
+    def read(self, unit: Unit) -> UnitReader:
+        """Stream the documents of a unit."""
+
+    @abstractmethod
+    def census(self, unit: Unit) -> Census:
+        """Count the unit's documents and media items, apart from ``read``."""

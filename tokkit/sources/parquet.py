@@ -1,0 +1,225 @@
+"""What the parquet formats share: units of row groups, batch-wise reading in bounded memory, and damage told from failure.
+
+A file whose footer cannot be read is one unit, whose reading yields the damage. A row group that breaks while it is read
+gives up its remaining rows as damage, and reading goes on with the next.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tokkit.documents import Document
+from tokkit.errors import ItemError
+from tokkit.sources.base import Census, ContainerDamage, Source, Unit, UnitReader
+from tokkit.sources.untrusted import failed_document, metadata_of, not_utf8_message
+
+BATCH_ROWS = 16
+
+Row = dict[str, object]
+
+
+def is_damage(error: Exception) -> bool:
+    """True where the file's content is at fault, False where the disk or the system is (those errors carry an errno)."""
+    return not isinstance(error, OSError) or error.errno is None
+
+
+def tidy_message(error: Exception, path: str, name: str) -> str:
+    """The first line of an Arrow error, with the file's name in place of where it lies on this machine."""
+    first, *_ = str(error).splitlines() or [type(error).__name__]
+    return first.replace(path, name)
+
+
+def rows_of(batch: pa.RecordBatch) -> Iterator[Row | ItemError]:
+    """The rows of a batch, one by one; in place of a row that Python cannot hold, the error that says why."""
+    batch = _without_nanoseconds(batch)
+    for place in range(batch.num_rows):
+        try:
+            yield batch.slice(place, 1).to_pylist()[0]
+        except UnicodeDecodeError as error:
+            yield ItemError("text-not-utf8", not_utf8_message(error))
+        except (ValueError, OverflowError, pa.ArrowException) as error:
+            yield ItemError("row-unreadable", str(error))
+
+
+def _without_nanoseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Python's dates end at microseconds: finer ones become text."""
+    for place, field in enumerate(batch.schema):
+        if pa.types.is_temporal(field.type) and getattr(field.type, "unit", "") == "ns":
+            batch = batch.set_column(place, field.name, pc.cast(batch.column(place), pa.string()))
+    return batch
+
+
+def has_binary(kind: pa.DataType) -> bool:
+    """True for binary columns and for nested ones with binary inside: metadata cannot hold them."""
+    if pa.types.is_nested(kind):
+        return any(has_binary(kind.field(place).type) for place in range(kind.num_fields))
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
+
+
+def group_bytes(metadata: pq.FileMetaData, group: int) -> int:
+    """Compressed bytes of a row group."""
+    info = metadata.row_group(group)
+    return sum(info.column(place).total_compressed_size for place in range(info.num_columns))
+
+
+def group_range(metadata: pq.FileMetaData, group: int, size: int) -> tuple[int, int]:
+    """First and last byte (exclusive) of a row group's column chunks in a file of ``size`` bytes."""
+    info = metadata.row_group(group)
+    columns = [info.column(place) for place in range(info.num_columns)]
+    starts = [c.dictionary_page_offset if c.has_dictionary_page else c.data_page_offset for c in columns]
+    stops = [start + c.total_compressed_size for start, c in zip(starts, columns, strict=True)]
+    return max(0, min(starts, default=0)), min(size, max(stops, default=size))
+
+
+class RowReader(ABC):
+    """Makes documents of the rows of one schema. Formats subclass it; an instance serves one unit.
+
+    Attributes:
+        columns: the columns to read.
+        pair: what failed documents say of themselves (see :class:`~tokkit.documents.Document`).
+    """
+
+    columns: list[str]
+    pair: bool
+
+    @abstractmethod
+    def document(self, unit: Unit, locator: str, row: Mapping[str, object]) -> Document:
+        """The document of a row; raises ItemError where the row is none."""
+
+    @abstractmethod
+    def count_items(self, parquet: pq.ParquetFile, groups: list[int]) -> dict[str, int]:
+        """Media items in the row groups, by modality, counted by column; empty where that cannot be told."""
+
+    def ends(self, unit: Unit) -> Iterator[ContainerDamage]:
+        """Damage of companions that this unit answers for, after its documents."""
+        yield from ()
+
+    def close(self) -> None:  # noqa: B027 - most readers hold no files
+        """Close what the reader opened."""
+
+
+class ParquetSource(Source):
+    """A source whose files are parquet and whose documents are rows; locators are ``FILE:ROW``."""
+
+    def units(self, unit_bytes: int) -> Iterator[Unit]:
+        """Ranges of row groups of about ``unit_bytes`` compressed bytes."""
+        for file in self.files:
+            try:
+                metadata = pq.read_metadata(file.path)
+            except (pa.ArrowException, OSError) as error:
+                if not is_damage(error):
+                    raise
+                yield Unit(self.name, file.name, file.path, 0, 1, file.size)
+                continue
+            start, size = 0, 0
+            groups = metadata.num_row_groups
+            for group in range(groups):
+                size += group_bytes(metadata, group)
+                if size >= unit_bytes or group == groups - 1:
+                    yield Unit(self.name, file.name, file.path, start, group + 1, size)
+                    start, size = group + 1, 0
+            if groups == 0:
+                yield Unit(self.name, file.name, file.path, 0, 0, file.size)
+
+    @abstractmethod
+    def plan(self, schema: pa.Schema) -> RowReader:
+        """How to make documents of rows of this schema.
+
+        Raises:
+            ItemError: ``columns-missing``, where the schema is not of this format.
+        """
+
+    def read(self, unit: Unit) -> UnitReader:
+        """One document a row."""
+        return _ParquetReader(self, unit)
+
+    def census(self, unit: Unit) -> Census:
+        """Rows by the footer; media items by their columns' own validity, where the format can tell."""
+        try:
+            with pq.ParquetFile(unit.path) as parquet:
+                reader = self.plan(parquet.schema_arrow)
+                metadata = parquet.metadata
+                groups = range(unit.start, min(unit.stop, metadata.num_row_groups))
+                documents = sum(metadata.row_group(group).num_rows for group in groups)
+                return Census(documents, reader.count_items(parquet, list(groups)) if groups else {})
+        except (pa.ArrowException, OSError, ItemError) as error:
+            if not is_damage(error):
+                raise
+            return Census(None)
+
+
+class _ParquetReader(UnitReader):
+    def __init__(self, source: ParquetSource, unit: Unit) -> None:
+        self._source = source
+        self._unit = unit
+
+    def __iter__(self) -> Iterator[Document | ContainerDamage]:
+        unit = self._unit
+        size = Path(unit.path).stat().st_size
+        try:
+            parquet = pq.ParquetFile(unit.path, buffer_size=1 << 20, pre_buffer=False)
+        except (pa.ArrowException, OSError) as error:
+            if not is_damage(error):
+                raise
+            message = tidy_message(error, unit.path, unit.file)
+            self.consumed = 1.0
+            yield ContainerDamage(unit.file, 0, size, "parquet-unreadable", message)
+            return
+        with parquet:
+            try:
+                reader = self._source.plan(parquet.schema_arrow)
+            except ItemError as error:
+                start, _ = group_range(parquet.metadata, unit.start, size) if unit.stop else (0, size)
+                _, stop = group_range(parquet.metadata, unit.stop - 1, size) if unit.stop else (0, size)
+                self.consumed = 1.0
+                yield ContainerDamage(unit.file, start, stop, error.reason, error.message)
+                return
+            with contextlib.closing(reader):
+                yield from self._rows(parquet, reader, size)
+                self.consumed = 1.0
+                yield from reader.ends(unit)
+
+    def _rows(self, parquet: pq.ParquetFile, reader: RowReader, size: int) -> Iterator[Document | ContainerDamage]:
+        unit, metadata = self._unit, parquet.metadata
+        counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        total = max(1, sum(counts[unit.start : unit.stop]))
+        done = 0
+        for group in range(unit.start, min(unit.stop, len(counts))):
+            first = sum(counts[:group])
+            row = first
+            try:
+                for batch in parquet.iter_batches(BATCH_ROWS, [group], reader.columns, use_threads=False):
+                    for fields in rows_of(batch):
+                        document = self._document(reader, f"{unit.file}:{row}", fields)
+                        row += 1
+                        done += 1
+                        self.consumed = done / total
+                        yield document
+            except (pa.ArrowException, OSError) as error:
+                if not is_damage(error):
+                    raise
+                last = first + counts[group] - 1
+                message = f"rows {row} to {last} cannot be read: {tidy_message(error, unit.path, unit.file)}"
+                yield ContainerDamage(unit.file, *group_range(metadata, group, size), "parquet-unreadable", message)
+                done += first + counts[group] - row
+
+    def _document(self, reader: RowReader, locator: str, fields: Row | ItemError) -> Document:
+        unit = self._unit
+        try:
+            if isinstance(fields, ItemError):
+                raise fields
+            return reader.document(unit, locator, fields)
+        except ItemError as error:
+            return failed_document(unit.source, locator, error.reason, error.message, pair=reader.pair)
+
+
+def other_fields(row: Mapping[str, object], used: frozenset[str]) -> dict[str, object]:
+    """The columns that the document itself does not use, as its metadata."""
+    return metadata_of({key: value for key, value in row.items() if key not in used})

@@ -1,0 +1,128 @@
+"""Which format a file is of: by its name, then by a cheap look at its schema or its first lines.
+
+A file that is plainly meant to be of a format, but is damaged, counts as that format: reading it records the damage. A file
+that is understood and is of no known format is told apart with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokkit.sources import FORMATS
+
+_PEEK = 1 << 18
+_FOREIGN_FIELDS = {
+    "audio_filepath": "an audio manifest",
+    "image_info": "an MMC4 corpus",
+    "text_list": "an MMC4 corpus",
+    "conversations": "a conversation data set",
+}
+_TEXT_FIELDS = ("text", "content", "raw_content")
+
+
+@dataclass(frozen=True, slots=True)
+class Recognition:
+    """What a file is.
+
+    Attributes:
+        format: a known format, or None.
+        why: for people, where there is none: what the file is, or what to do.
+        damaged_parquet: its name says parquet, its content does not: the format is that of its neighbours.
+    """
+
+    format: str | None
+    why: str = ""
+    damaged_parquet: bool = False
+
+
+def recognise(path: Path) -> Recognition:
+    """The format of a file; raises OSError where it cannot be read for reasons of the surroundings."""
+    name = path.name.lower()
+    if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
+        return Recognition(None, "a compressed tar: decompress it first")
+    if name.endswith(".zst"):
+        return Recognition(None, "compressed with zstd, which is not read: recompress it with gzip")
+    if name.endswith(".parquet"):
+        return _recognise_parquet(path)
+    if name.endswith(FORMATS["jsonl"].suffixes):
+        return _recognise_lines(path)
+    for format_name, entry in FORMATS.items():
+        if name.endswith(entry.suffixes):
+            return Recognition(format_name)
+    return Recognition(None, "no known format has files with this ending")
+
+
+def is_sidecar(path: Path) -> str:
+    """What a file accompanies, where it is no source of its own; empty for a file that stands for itself."""
+    name = path.name
+    if name.endswith(".parquet") and path.with_suffix(".tar").is_file() and _sidecar_columns(path):
+        return path.with_suffix(".tar").name
+    if name.endswith("_stats.json"):
+        tar = path.with_name(name.removesuffix("_stats.json") + ".tar")
+        return tar.name if tar.is_file() else ""
+    if name.endswith("_url_map.jsonl"):
+        return name.removesuffix("_url_map.jsonl") + "*.parquet"
+    if name.endswith("_images.tar"):
+        url_map = path.with_name(name.removesuffix("_images.tar") + "_url_map.jsonl")
+        return url_map.name if url_map.is_file() else ""
+    return ""
+
+
+def _sidecar_columns(path: Path) -> bool:
+    """True for a parquet that :func:`~tokkit.sources.sidecar.find_sidecar` would take for a tar's sidecar."""
+    from tokkit.sources.sidecar import find_sidecar
+
+    return find_sidecar(str(path.with_suffix(".tar")), path.with_suffix(".tar").name) is not None
+
+
+def _recognise_parquet(path: Path) -> Recognition:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from tokkit.sources.hf_parquet import media_columns
+    from tokkit.sources.obelics import is_list_of
+    from tokkit.sources.parquet import is_damage, tidy_message
+
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowException, OSError) as error:
+        if not is_damage(error):
+            raise
+        return Recognition(None, f"cannot be read: {tidy_message(error, str(path), path.name)}", damaged_parquet=True)
+    if is_list_of(schema, "images") and is_list_of(schema, "texts"):
+        return Recognition("obelics")
+    if media_columns(schema):
+        return Recognition("hf_parquet")
+    names = ", ".join(schema.names[:12])
+    return Recognition(None, f"neither lists images and texts, nor a column {{bytes, path}} of media; its columns are: {names}")
+
+
+def _recognise_lines(path: Path) -> Recognition:
+    """JSON lines are text documents, unless the first objects say that they are something else."""
+    with path.open("rb") as file:
+        head = file.read(_PEEK)
+    if path.name.lower().endswith(".gz"):
+        try:
+            head = zlib.decompressobj(31).decompress(head, _PEEK)
+        except zlib.error:
+            return Recognition("jsonl")  # not gzip, or damaged: reading will say so
+    objects = 0
+    for line in head.splitlines()[:64]:
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(fields, dict):
+            continue
+        objects += 1
+        foreign = [what for field, what in _FOREIGN_FIELDS.items() if field in fields]
+        if foreign:
+            return Recognition(None, f"{foreign[0]}, which is not read yet")
+        if any(field in fields for field in _TEXT_FIELDS):
+            return Recognition("jsonl")
+    if objects:
+        return Recognition(None, f"no line has a field {', '.join(_TEXT_FIELDS[:-1])} or {_TEXT_FIELDS[-1]}")
+    return Recognition("jsonl")

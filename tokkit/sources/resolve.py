@@ -1,0 +1,285 @@
+"""From what a person typed to sources: ``[NAME=][FORMAT:]PATH``, where PATH is a file, a folder, a glob or a ``file://`` URL.
+
+Folders are looked through, their files recognised (:mod:`tokkit.sources.recognise`) and gathered into one source a format.
+What accompanies other files (sidecars, URL maps, picture stores) is no source of its own. Every file that was seen and is
+read by nothing is named in the result, and all problems are told at once.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from tokkit.errors import ConfigError
+from tokkit.sources import FORMATS, make_source
+from tokkit.sources.base import InputFile, Source
+from tokkit.sources.recognise import Recognition, is_sidecar, recognise
+
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
+_FORMAT = re.compile(r"([A-Za-z][A-Za-z0-9_-]*):(?!//)(.+)", re.DOTALL)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+@dataclass(frozen=True, slots=True)
+class IgnoredFile:
+    """A file that was seen and is not read: where it lies, and why."""
+
+    path: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedInputs:
+    """Sources in input order, and the files that belong to none."""
+
+    sources: list[Source]
+    ignored: list[IgnoredFile] = field(default_factory=list)
+
+
+class _ProblemError(Exception):
+    """One input is wrong; gathered into the ConfigError."""
+
+
+@dataclass(slots=True)
+class _Input:
+    """One INPUT, parsed, and what was found there.
+
+    Attributes:
+        root: the folder that names are relative to.
+        files: the files seen.
+        single: the input names one file.
+    """
+
+    typed: str
+    name: str | None
+    format: str | None
+    root: Path
+    files: list[Path]
+    single: bool
+    by_format: dict[str, list[InputFile]] = field(default_factory=dict)
+    ignored: list[IgnoredFile] = field(default_factory=list)
+    accompanying: list[str] = field(default_factory=list)
+
+
+def resolve_inputs(inputs: Sequence[str]) -> ResolvedInputs:
+    """Turn INPUT arguments into sources.
+
+    Source names are ``NAME``, or else the folder's name; an input of several formats gives ``NAME-FORMAT`` each. Default
+    names that come twice get ``-2``, ``-3`` in input order.
+
+    Raises:
+        ConfigError: all problems together: nothing found, an unknown format, a file of no known format, a file given twice,
+            object stores (not read yet).
+    """
+    problems: list[str] = []
+    found: list[_Input] = []
+    for typed in inputs:
+        try:
+            found.append(_sort_files(_parse(typed)))
+        except _ProblemError as problem:
+            problems.append(f"{typed}: {problem}")
+    if not inputs:
+        problems.append("no input: name a file, a folder or a glob")
+    problems += _given_twice(found)
+    sources = _name_sources(found, problems)
+    if problems:
+        raise ConfigError("input", problems)
+    return ResolvedInputs(sources, [ignored for one in found for ignored in one.ignored])
+
+
+def _parse(typed: str) -> _Input:
+    """Split the prefixes off and list the files. What exists as a path, with whatever characters, is a path."""
+    name = format_name = None
+    rest = typed
+    if not _exists(rest) and (named := _NAMED.fullmatch(rest)):
+        name, rest = named[1], named[2]
+    if not _exists(rest) and (prefixed := _FORMAT.fullmatch(rest)):
+        format_name, rest = prefixed[1], prefixed[2]
+        if format_name not in FORMATS:
+            raise _ProblemError(f"there is no format {format_name!r}; known are {', '.join(FORMATS)}")
+    rest = _local(rest)
+    if _is_there(rest):
+        path = Path(os.path.abspath(rest))  # noqa: PTH100 - unlike resolve(), keeps symbolic links as typed
+        if path.is_dir():
+            files, ignored = _walk(path)
+            return _Input(typed, name, format_name, path, files, False, ignored=ignored)
+        return _Input(typed, name, format_name, path.parent, [path], True)
+    if not glob.has_magic(rest):
+        raise _ProblemError("no such file or folder")
+    root, files, ignored = _glob(rest)
+    return _Input(typed, name, format_name, root, files, False, ignored=ignored)
+
+
+def _is_there(text: str) -> bool:
+    try:
+        return os.path.lexists(text)  # a dangling link is there, and is told of as such
+    except ValueError:  # NUL
+        return False
+
+
+def _exists(text: str) -> bool:
+    if _SCHEME.match(text):
+        return True
+    return _is_there(text) or (glob.has_magic(text) and bool(_matches(text)))
+
+
+def _matches(pattern: str) -> list[str]:
+    return sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+
+
+def _local(text: str) -> str:
+    """A ``file://`` URL as a path; other schemes are a problem."""
+    scheme = _SCHEME.match(text)
+    if scheme is None:
+        return os.path.expanduser(text)  # noqa: PTH111 - a glob is no Path
+    if scheme[1].lower() != "file":
+        raise _ProblemError(f"object stores and URLs ({scheme[0]}) are not read yet: copy the files to a local disk first")
+    parts = urlsplit(text)
+    if parts.netloc not in ("", "localhost"):
+        raise _ProblemError(f"a file URL on another machine ({parts.netloc}); write file:///path")
+    return unquote(parts.path)
+
+
+def _glob(pattern: str) -> tuple[Path, list[Path], list[IgnoredFile]]:
+    """The fixed folder of a pattern, and the files that it matches, those in matched folders included."""
+    matches = _matches(pattern)
+    if not matches:
+        raise _ProblemError("the pattern matches nothing")
+    parts = Path(os.path.abspath(pattern)).parts  # noqa: PTH100
+    fixed = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+    files: dict[Path, None] = {}
+    ignored: list[IgnoredFile] = []
+    for match in matches:
+        path = Path(os.path.abspath(match))  # noqa: PTH100
+        if path.is_dir():
+            if "**" not in pattern:  # with ** the folder's files are matches themselves
+                below, skipped = _walk(path)
+                files.update(dict.fromkeys(below))
+                ignored += skipped
+        else:
+            files[path] = None
+    return Path(*parts[:fixed]), list(files), ignored
+
+
+def _walk(folder: Path) -> tuple[list[Path], list[IgnoredFile]]:
+    """Files below a folder, sorted, hidden ones left out; picture folders of an OBELICS parquet beside them are not entered."""
+    files: list[Path] = []
+    ignored: list[IgnoredFile] = []
+    for here, folders, names in os.walk(folder, onerror=_raise):
+        stores = _picture_folders(Path(here), folders, names)
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in stores)
+        links = [Path(here, name) for name in folders if Path(here, name).is_symlink()]
+        ignored += [IgnoredFile(str(link), "a symbolic link to a folder: name it as an input") for link in links]
+        files += [Path(here, name) for name in sorted(names) if not name.startswith(".")]
+    return files, ignored
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _picture_folders(here: Path, folders: list[str], names: list[str]) -> set[str]:
+    candidates = {name for name in folders if _names_pictures(name)}
+    parquets = (here / name for name in names if name.endswith(".parquet"))
+    if candidates and any(recognise(path).format == "obelics" for path in parquets):
+        return candidates
+    return set()
+
+
+def _names_pictures(name: str) -> bool:
+    return name == "images" or name.endswith("_images")
+
+
+def _in_picture_folder(path: Path, homes: set[Path]) -> bool:
+    return any(_names_pictures(parent.name) and parent.parent in homes for parent in path.parents)
+
+
+def _sort_files(one: _Input) -> _Input:
+    """Recognise the files of an input and gather them by format."""
+    damaged: list[InputFile] = []
+    for path in one.files:
+        accompanied = "" if one.single and one.format else is_sidecar(path)
+        if accompanied:
+            one.accompanying.append(f"{path.name} goes with {accompanied}")
+            continue
+        try:
+            file = InputFile.of(path, one.root)
+            verdict = _verdict(one, path)
+        except FileNotFoundError:
+            one.ignored.append(IgnoredFile(str(path), "a symbolic link that leads nowhere"))
+            continue
+        if verdict.format is not None:
+            one.by_format.setdefault(verdict.format, []).append(file)
+        elif verdict.damaged_parquet:
+            damaged.append(file)
+        else:
+            one.ignored.append(IgnoredFile(str(path), verdict.why))
+    if damaged:  # of the neighbours' format: reading them records the damage
+        neighbours = [name for name in one.by_format if name in ("obelics", "hf_parquet")]
+        one.by_format.setdefault(neighbours[0] if len(neighbours) == 1 else "hf_parquet", []).extend(damaged)
+    homes = {Path(file.path).parent for file in one.by_format.get("obelics", ())}
+    one.ignored = [file for file in one.ignored if not _in_picture_folder(Path(file.path), homes)]
+    if not one.by_format:
+        raise _ProblemError(_nothing_found(one))
+    return one
+
+
+def _verdict(one: _Input, path: Path) -> Recognition:
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        return Recognition(None, "the file's name is not UTF-8: rename it")
+    if not path.is_file():
+        return Recognition(None, "not a regular file")
+    if one.format is None:
+        return recognise(path)
+    if one.single or path.name.lower().endswith(FORMATS[one.format].suffixes):
+        return Recognition(one.format)
+    return Recognition(None, f"not a file of the format {one.format}")
+
+
+def _nothing_found(one: _Input) -> str:
+    known = "; ".join(f"{name}: {entry.description}" for name, entry in FORMATS.items())
+    if one.single and one.ignored:
+        return f"{one.ignored[0].why}. Name the format (FORMAT:PATH) if you know better. Known formats: {known}"
+    if one.accompanying and not one.ignored:
+        return f"nothing to read on its own: {one.accompanying[0]}; name that instead"
+    if not one.files and not one.ignored:
+        return "the folder has no files"
+    seen = "; ".join(f"{Path(file.path).name}: {file.why}" for file in one.ignored[:3])
+    return f"none of the {len(one.files)} files there is of a known format ({seen}). Known formats: {known}"
+
+
+def _given_twice(found: Sequence[_Input]) -> Iterator[str]:
+    """Every document exactly once: a file that two inputs name is a mistake."""
+    owner: dict[str, str] = {}
+    for one in found:
+        for file in (file for files in one.by_format.values() for file in files):
+            other = owner.setdefault(os.path.realpath(file.path), one.typed)
+            if other is not one.typed:
+                yield f"{one.typed}: {file.path} is already part of {other}; its documents would come twice"
+                break
+
+
+def _name_sources(found: Sequence[_Input], problems: list[str]) -> list[Source]:
+    taken: set[str] = set()
+    sources = []
+    for one in found:
+        base = one.name or one.root.name or "root"
+        for format_name in (name for name in FORMATS if name in one.by_format):
+            wanted = base if len(one.by_format) == 1 else f"{base}-{format_name}"
+            if one.name is not None and wanted in taken:
+                problems.append(f"{one.typed}: the name {wanted!r} is taken by an earlier input")
+                continue
+            name, number = wanted, 1
+            while name in taken:
+                number += 1
+                name = f"{wanted}-{number}"
+            taken.add(name)
+            sources.append(make_source(format_name, name, one.root, one.by_format[format_name]))
+    return sources

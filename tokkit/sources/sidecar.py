@@ -1,0 +1,108 @@
+"""The parquet that img2dataset writes beside each tar: one row per input URL, with what became of it.
+
+Rows whose ``status`` is not ``success`` were never downloaded and are in no tar: they are the documents that the corpus was
+meant to have, and count as failed upstream. A row that claims success, but whose key the tar does not hold, is a loss too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from tokkit.documents import Document, Outcome
+from tokkit.sources.base import ContainerDamage, InputFile
+from tokkit.sources.parquet import is_damage, rows_of, tidy_message
+from tokkit.sources.untrusted import failed_document, metadata_of, printable, slug
+
+_SUCCESS = "success"
+
+
+def find_sidecar(tar_path: str, tar_name: str) -> InputFile | None:
+    """The sidecar of a tar, if there is one: the same name with ``.parquet``, with columns key and status, or unreadable."""
+    path = Path(tar_path).with_suffix(".parquet")
+    if not path.is_file():
+        return None
+    stat = path.stat()
+    file = InputFile(Path(tar_name).with_suffix(".parquet").as_posix(), str(path), stat.st_size, stat.st_mtime_ns)
+    try:
+        names = set(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError) as error:
+        if not is_damage(error):
+            raise
+        return file
+    return file if {"key", "status"} <= names else None
+
+
+@dataclass(frozen=True, slots=True)
+class SidecarReader:
+    """What the sidecar knows of documents that the tar lacks.
+
+    Attributes:
+        source, tar: names of the source and of the tar, for locators.
+        file: the sidecar.
+    """
+
+    source: str
+    tar: str
+    file: InputFile
+
+    def lacking(self, in_tar: Set[str]) -> Iterator[Document | ContainerDamage]:
+        """A failed document for each row that is not in the tar, in row order, or what is wrong with the sidecar.
+
+        A row that reports a failure, though the tar has its key, is passed over: the tar's sample is that document.
+        """
+        seen: set[str] = set()
+        row = 0
+        try:
+            with pq.ParquetFile(self.file.path, buffer_size=1 << 20) as parquet:
+                for batch in parquet.iter_batches(batch_size=1024, use_threads=False):
+                    columns = zip(*(batch.column(c).cast(pa.string()).to_pylist() for c in ("key", "status")), strict=True)
+                    for place, (key, status) in enumerate(columns):
+                        if key not in in_tar:
+                            repeated = key is None or key in seen
+                            yield self._failed(batch.slice(place, 1), row + place, key, status, repeated)
+                        if key is not None:
+                            seen.add(key)
+                    row += batch.num_rows
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            if not is_damage(error):
+                raise
+            message = f"rows from {row} on cannot be read: {tidy_message(error, self.file.path, self.file.name)}"
+            yield ContainerDamage(self.file.name, 0, self.file.size, "sidecar-unreadable", message)
+
+    def _failed(self, row: pa.RecordBatch, number: int, key: str | None, status: str | None, repeated: bool) -> Document:
+        locator = f"{self.file.name}:{number}" if repeated else f"{self.tar}#{printable(key or '')}"
+        fields = next(rows_of(row))
+        metadata = metadata_of(fields) if isinstance(fields, dict) else {}
+        if status == _SUCCESS:
+            reason, outcome = "missing-from-tar", Outcome.REJECTED
+            message = "downloaded according to the sidecar, but not in the tar"
+        else:
+            reason, outcome = slug(status or "no-status"), Outcome.FAILED_UPSTREAM
+            message = str(metadata.get("error_message") or "")
+        return failed_document(
+            self.source,
+            locator,
+            reason,
+            message,
+            outcome=outcome,
+            id=printable(key) if key is not None else None,
+            pair=True,
+            metadata=metadata,
+        )
+
+    def count(self, in_tar: Set[str]) -> int | None:
+        """How many documents :meth:`lacking` yields, counted by column; None where the sidecar cannot be read."""
+        try:
+            keys = pq.read_table(self.file.path, columns=["key"]).column("key").cast(pa.string())
+        except (pa.ArrowException, OSError) as error:
+            if not is_damage(error):
+                raise
+            return None
+        known = pc.is_in(keys, value_set=pa.array(sorted(in_tar), pa.string()))
+        return len(keys) - (pc.sum(known).as_py() or 0)

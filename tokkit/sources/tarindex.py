@@ -1,0 +1,248 @@
+"""Walk the headers of a tar, from one to the next, and say exactly where and why the walk ended.
+
+The readers that exist end quietly at a damaged header, at a missing end and at a second archive glued behind the first. This
+walk knows the same formats (ustar, GNU long names, pax, base-256 sizes; header fields by :meth:`tarfile.TarInfo.frombuf`)
+and tells. Only headers are read: data is seeked over. Names are decoded for people and for grouping, never used as paths.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+BLOCK = 512
+_MAX_EXTENSION_BYTES = 2**20
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
+_KINDS = {
+    tarfile.DIRTYPE: "folder",
+    tarfile.LNKTYPE: "hard link",
+    tarfile.SYMTYPE: "symbolic link",
+    tarfile.CHRTYPE: "device",
+    tarfile.BLKTYPE: "device",
+    tarfile.FIFOTYPE: "pipe",
+    tarfile.GNUTYPE_SPARSE: "sparse file",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One member of a tar.
+
+    Attributes:
+        name: as in the archive, without a leading ``./``; bytes that are not UTF-8 are written as escapes.
+        kind: ``file``, ``folder``, or what it is otherwise (``symbolic link``).
+        offset: of its first header block, extension headers included.
+        data: offset of its first byte of data.
+        size: bytes of data.
+    """
+
+    name: str
+    kind: str
+    offset: int
+    data: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class TarDamage:
+    """Where a walk ended too early: what lies from ``start`` to the end of the file was not read.
+
+    Attributes:
+        start: first byte that was not understood: of the member that is cut short, of the invalid header.
+        reason, message: as in :class:`~tokkit.sources.base.ContainerDamage`.
+        member: name of the member that is cut short, where that is the damage.
+        behind_end: the archive ended as it should, and something follows.
+    """
+
+    start: int
+    reason: str
+    message: str
+    member: str | None = None
+    behind_end: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TarIndex:
+    """All whole members of a tar, in order, and the damage that ended the walk, if any."""
+
+    members: tuple[Member, ...]
+    damage: TarDamage | None
+    size: int
+
+
+class _DamageFoundError(Exception):
+    def __init__(self, start: int, reason: str, message: str, *, member: str | None = None, behind_end: bool = False) -> None:
+        super().__init__(message)
+        self.damage = TarDamage(start, reason, message, member, behind_end)
+
+
+def tar_index(path: str) -> TarIndex:
+    """Index the tar at ``path``; the last few are remembered until the file changes. Raises OSError for the surroundings."""
+    stat = Path(path).stat()
+    return _tar_index(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4)
+def _tar_index(path: str, size: int, mtime_ns: int) -> TarIndex:
+    members: list[Member] = []
+    damage = None
+    with Path(path).open("rb") as file:
+        try:
+            for member in _walk(file, size):
+                members.append(member)  # one by one: what came before the damage is kept
+        except _DamageFoundError as found:
+            damage = found.damage
+    return TarIndex(tuple(members), damage, size)
+
+
+def _walk(file: BinaryIO, size: int) -> Iterator[Member]:
+    _check_start(file, size)
+    offset = 0
+    while True:
+        header = _header(file, offset, size)
+        if header is None:
+            _check_end(file, offset, size)
+            return
+        member, offset = _member(file, header, offset, size)
+        yield member
+
+
+def _check_start(file: BinaryIO, size: int) -> None:
+    if size == 0:
+        raise _DamageFoundError(0, "tar-empty", "the file has no bytes; even a tar without members has 1024")
+    magic = file.read(6)
+    for prefix, name in _COMPRESSED.items():
+        if magic.startswith(prefix):
+            raise _DamageFoundError(0, "tar-compressed", f"compressed with {name}, though named .tar: decompress it first")
+
+
+def _header(file: BinaryIO, offset: int, size: int) -> tarfile.TarInfo | None:
+    """The header block at ``offset``, or None for a block of zeros."""
+    if offset >= size:
+        raise _DamageFoundError(size, "tar-no-end", "the two zero blocks that end a tar are missing: it was probably cut off")
+    file.seek(offset)
+    block = file.read(BLOCK)
+    if len(block) < BLOCK:
+        raise _DamageFoundError(offset, "tar-truncated", f"the file ends within a header, {len(block)} bytes into it")
+    try:
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
+    except tarfile.HeaderError as error:
+        if not any(block):
+            return None
+        raise _DamageFoundError(offset, "tar-invalid-header", f"no tar header at byte {offset}: {error}") from None
+    if header.size < 0:
+        raise _DamageFoundError(offset, "tar-invalid-header", f"the header at byte {offset} claims a negative size")
+    return header
+
+
+def _check_end(file: BinaryIO, offset: int, size: int) -> None:
+    """The archive ends with two zero blocks, and nothing but zeros behind them."""
+    if offset + 2 * BLOCK > size:
+        raise _DamageFoundError(offset, "tar-no-end", "the file ends within the two zero blocks that end a tar")
+    file.seek(offset)
+    place = offset
+    while chunk := file.read(1 << 20):
+        if any(chunk):
+            behind = place + len(chunk) - len(chunk.lstrip(b"\0"))
+            if behind < offset + 2 * BLOCK:
+                raise _DamageFoundError(
+                    offset, "tar-invalid-header", f"a single block of zeros at byte {offset} within the archive"
+                )
+            message = f"data at byte {behind}, behind the end of the archive: two tars glued together?"
+            raise _DamageFoundError(behind - behind % BLOCK, "tar-data-behind-end", message, behind_end=True)
+        place += len(chunk)
+
+
+def _member(file: BinaryIO, header: tarfile.TarInfo, start: int, size: int) -> tuple[Member, int]:
+    """The member whose first header block, at ``start``, is ``header``, and the offset of the next."""
+    offset = start
+    records: dict[str, str] = {}
+    while header.type in _LONG or header.type in _PAX:
+        body = _extension(file, header, start, offset, size)
+        if header.type in _LONG:
+            if header.type == tarfile.GNUTYPE_LONGNAME:
+                records["path"] = body.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
+        elif header.type != tarfile.XGLTYPE:  # a global header says nothing of one member's name or size
+            records.update(_pax_records(body, start))
+        offset += BLOCK + _padded(header.size)
+        following = _header(file, offset, size)
+        if following is None:
+            raise _DamageFoundError(start, "tar-invalid-header", f"no member follows the extension header at byte {start}")
+        header = following
+    data = offset + BLOCK
+    if header.type == tarfile.GNUTYPE_SPARSE:
+        data = _behind_sparse_map(file, offset, size)
+    length = _size(header, records, start)
+    kind = _KINDS.get(header.type, "file")
+    if any(key.startswith("GNU.sparse.") for key in records):
+        kind = "sparse file"
+    if kind not in ("file", "sparse file"):
+        length = 0  # links, folders and devices have no data, whatever their size field says
+    name = tidy_name(records.get("path", header.name))
+    if data + length > size:
+        message = f"the file ends within the member {name!r}: {data + length - size} of its {length} bytes are missing"
+        raise _DamageFoundError(start, "tar-truncated", message, member=name)
+    return Member(name, kind, start, data, length), data + _padded(length)
+
+
+def tidy_name(name: str) -> str:
+    """A member's name without the ``./`` that ``tar .`` puts before it."""
+    while name.startswith("./"):
+        name = name[2:].lstrip("/")
+    return name
+
+
+def _extension(file: BinaryIO, header: tarfile.TarInfo, start: int, offset: int, size: int) -> bytes:
+    if header.size > _MAX_EXTENSION_BYTES:
+        raise _DamageFoundError(start, "tar-invalid-header", f"an extension header of {header.size} bytes at byte {offset}")
+    body = file.read(header.size)
+    if len(body) < header.size or offset + BLOCK + _padded(header.size) > size:
+        raise _DamageFoundError(start, "tar-truncated", f"the file ends within the extension header at byte {offset}")
+    return body
+
+
+def _pax_records(body: bytes, start: int) -> dict[str, str]:
+    """``LENGTH KEY=VALUE\\n`` records; LENGTH counts the record itself."""
+    records: dict[str, str] = {}
+    place = 0
+    while place < len(body) and body[place] != 0:
+        digits, space, _ = body[place : place + 20].partition(b" ")
+        length = int(digits) if space and digits.isdigit() else 0
+        record = body[place + len(digits) + 1 : place + length]
+        key, equals, value = record.partition(b"=")
+        if not equals or not record.endswith(b"\n") or place + length > len(body):
+            raise _DamageFoundError(start, "tar-invalid-header", f"malformed pax records at byte {start}")
+        records[key.decode("utf-8", "backslashreplace")] = value[:-1].decode("utf-8", "backslashreplace")
+        place += length
+    return records
+
+
+def _size(header: tarfile.TarInfo, records: dict[str, str], start: int) -> int:
+    text = records.get("size")
+    if text is None:
+        return header.size
+    if not (text.isascii() and text.isdigit() and len(text) <= 20):
+        raise _DamageFoundError(start, "tar-invalid-header", f"the pax size at byte {start} is no number")
+    return int(text)
+
+
+def _behind_sparse_map(file: BinaryIO, offset: int, size: int) -> int:
+    """An old GNU sparse file continues its map in further blocks: byte 482 of the header, then byte 504 of each, says so."""
+    file.seek(offset)
+    block, flag = file.read(BLOCK), 482
+    while len(block) == BLOCK and block[flag]:
+        offset += BLOCK
+        block, flag = file.read(BLOCK), 504
+    if offset + BLOCK > size:
+        raise _DamageFoundError(offset, "tar-truncated", "the file ends within the map of a sparse file")
+    return offset + BLOCK
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK

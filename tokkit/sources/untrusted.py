@@ -1,0 +1,125 @@
+"""What every format does with bytes it did not write: decode text, parse JSON, name things, within bounds.
+
+Problems are raised as :class:`~tokkit.errors.ItemError`, whose reason is the slug that the reject is counted by.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import re
+from collections.abc import Mapping
+
+from tokkit.documents import Document, Failure, Outcome
+from tokkit.errors import ItemError
+
+MAX_ITEM_BYTES = 256 * 2**20
+"""Largest text, line, picture or sound that is read into memory."""
+
+_BOM = b"\xef\xbb\xbf"
+
+
+def slug(text: str) -> str:
+    """``failed_to_download`` -> ``failed-to-download``: a reason that outcomes can be counted by."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:64] or "unknown"
+
+
+def printable(text: str) -> str:
+    """``text`` with lone surrogates written as escapes, so that any file format can hold it (names and ids, never content)."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def decode_text(data: bytes) -> str:
+    """UTF-8 bytes as text, without the byte order mark.
+
+    Raises:
+        ItemError: ``text-not-utf8``.
+    """
+    try:
+        return data.removeprefix(_BOM).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ItemError("text-not-utf8", not_utf8_message(error)) from None
+
+
+def not_utf8_message(error: UnicodeDecodeError) -> str:
+    """Say where text stops being UTF-8, and guess at UTF-16 from its byte order mark."""
+    hint = ", it looks like UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+    return f"byte 0x{error.object[error.start]:02x} at {error.start} is not UTF-8 ({error.reason}){hint}"
+
+
+def parse_json(data: bytes | str) -> object:
+    """One JSON value; NaN and the infinities, which JSON does not know, become null.
+
+    Raises:
+        ItemError: ``text-not-utf8``, ``json-invalid``, or ``json-repeated-key`` where the outermost object names a key twice
+            (which of the two was meant cannot be known).
+    """
+    text = decode_text(data) if isinstance(data, bytes) else data
+    repeated: str | None = None
+
+    def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
+        nonlocal repeated  # the outermost object is built last, so its verdict stays
+        found = dict(items)
+        repeated = None
+        if len(found) != len(items):
+            keys = [key for key, _ in items]
+            repeated = next(key for key in keys if keys.count(key) > 1)
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=pairs, parse_constant=lambda _: None)
+    except RecursionError:
+        raise ItemError("json-invalid", "nested too deeply") from None
+    except ValueError as error:
+        raise ItemError("json-invalid", str(error)) from None
+    if isinstance(value, dict) and repeated is not None:
+        raise ItemError("json-repeated-key", f"the key {printable(repeated)!r} comes twice")
+    return value
+
+
+def json_safe(value: object) -> object:
+    """``value`` as JSON can hold it: dates and decimals as text, no binary, no infinities, no lone surrogates."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, str):
+        return value if value.isascii() else printable(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, bytes | bytearray | memoryview):
+        return None
+    if isinstance(value, Mapping):
+        return {printable(str(key)): json_safe(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    return printable(str(value))
+
+
+def metadata_of(fields: Mapping[str, object]) -> dict[str, object]:
+    """Fields of a record as a document's metadata."""
+    return {printable(str(key)): json_safe(value) for key, value in fields.items()}
+
+
+def failed_document(
+    source: str,
+    locator: str,
+    reason: str,
+    message: str,
+    *,
+    outcome: Outcome = Outcome.REJECTED,
+    id: str | None = None,  # noqa: A002 - the document's own field
+    pair: bool = False,
+    metadata: Mapping[str, object] | None = None,
+) -> Document:
+    """A document that counts, but that there is nothing to read of."""
+    return Document(
+        id=locator if id is None else id,
+        source=source,
+        locator=locator,
+        segments=(),
+        pair=pair,
+        metadata=metadata or {},
+        failure=Failure(outcome, reason, printable(message)),
+    )

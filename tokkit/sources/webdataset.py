@@ -1,0 +1,219 @@
+"""WebDataset tars: image-caption and audio-transcript pairs, as img2dataset and audio corpora ship them.
+
+``00000.tar`` holds ``KEY.jpg``, ``KEY.txt``, ``KEY.json`` and so on (:mod:`tokkit.sources.samples`). A sample is a pair: its
+media items in the archive's order, then its text: the ``.txt``, or else the JSON's ``caption`` or ``text``. The JSON is the
+document's metadata. Reading goes by the index of the headers, so a unit is a range of samples, read in place; nothing is
+unpacked. ``00000.parquet`` beside the tar adds the rows that were never downloaded (:mod:`tokkit.sources.sidecar`).
+"""
+
+from __future__ import annotations
+
+import errno
+import tarfile
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO, ClassVar
+
+from tokkit.documents import Audio, Document, Image, Media, Text
+from tokkit.errors import ItemError
+from tokkit.sources.base import Census, ContainerDamage, InputFile, Source, Unit, UnitReader
+from tokkit.sources.samples import Sample, group_samples, lost_samples
+from tokkit.sources.sidecar import SidecarReader, find_sidecar
+from tokkit.sources.tarindex import Member, TarIndex, tar_index, tidy_name
+from tokkit.sources.untrusted import MAX_ITEM_BYTES, decode_text, failed_document, metadata_of, parse_json, printable
+
+MAX_SAMPLE_BYTES = 4 * MAX_ITEM_BYTES
+MEDIA = {"image": Image, "audio": Audio}
+
+ReadMember = Callable[[Member], bytes]
+
+
+class WebDatasetSource(Source):
+    """Tars of samples; locators are ``FILE#KEY``, or ``FILE@OFFSET`` where the key does not name one sample."""
+
+    format: ClassVar[str] = "webdataset"
+
+    def companions(self) -> list[InputFile]:
+        """The sidecars."""
+        found = (find_sidecar(file.path, file.name) for file in self.files)
+        return [sidecar for sidecar in found if sidecar is not None]
+
+    def units(self, unit_bytes: int) -> Iterator[Unit]:
+        """Ranges of bytes, cut where a sample begins. A tar larger than ``unit_bytes`` has its headers read."""
+        for file in self.files:
+            cuts = [0]
+            if file.size > unit_bytes:
+                for sample in group_samples(tar_index(file.path).members):
+                    if sample.offset >= cuts[-1] + unit_bytes:
+                        cuts.append(sample.offset)
+            for start, stop in zip(cuts, [*cuts[1:], file.size], strict=True):
+                yield Unit(self.name, file.name, file.path, start, stop, stop - start)
+
+    def read(self, unit: Unit) -> UnitReader:
+        """Documents of the samples that begin in the range; the last range adds the damage and the sidecar's rows."""
+        return _TarReader(unit)
+
+    def census(self, unit: Unit) -> Census:
+        """Count samples by the headers that :mod:`tarfile` finds, and media items of those whose texts can be read."""
+        samples = _foreign_samples(unit.path, *_stamp(unit.path))
+        if samples is None:
+            return Census(None)
+        counted = [sample for sample in samples if unit.start <= sample.offset < unit.stop]
+        items: dict[str, int] = {}
+        with Path(unit.path).open("rb") as file:
+            for sample in counted:
+                document = build_document(unit, sample, _reading(file, media=False))
+                for media in document.media:
+                    modality = "image" if isinstance(media, Image) else "audio"
+                    items[modality] = items.get(modality, 0) + 1
+        documents = len(counted)
+        sidecar = find_sidecar(unit.path, unit.file) if unit.stop >= _stamp(unit.path)[0] else None
+        if sidecar is not None:
+            rows = SidecarReader(unit.source, unit.file, sidecar).count(
+                {sample.key for sample in samples if not sample.repeats}
+            )
+            if rows is None:
+                return Census(None)
+            documents += rows
+        return Census(documents, items)
+
+
+class _TarReader(UnitReader):
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
+
+    def __iter__(self) -> Iterator[Document | ContainerDamage]:
+        unit = self._unit
+        index = tar_index(unit.path)
+        samples = group_samples(index.members)
+        lost = lost_samples(samples, index.damage)
+        whole = [sample for sample in samples if sample.offset not in lost]
+        mine = [sample for sample in whole if unit.start <= sample.offset < unit.stop]
+        ends = [*(sample.offset for sample in mine[1:]), unit.stop][: len(mine)]
+        with Path(unit.path).open("rb") as file:
+            for sample, end in zip(mine, ends, strict=True):
+                document = build_document(unit, sample, _reading(file, media=True))
+                self.consumed = (end - unit.start) / max(1, unit.stop - unit.start)
+                yield document
+        self.consumed = 1.0
+        if unit.stop >= index.size:
+            yield from self._rest(index, whole, [sample for sample in samples if sample.offset in lost])
+
+    def _rest(self, index: TarIndex, whole: list[Sample], lost: list[Sample]) -> Iterator[Document | ContainerDamage]:
+        """What follows the last sample: the damage, and what the sidecar knows beyond the tar."""
+        unit = self._unit
+        if index.damage is not None:
+            start, message = index.damage.start, index.damage.message
+            if lost:
+                start = min(start, lost[0].offset)
+                named = ", ".join(repr(sample.key) for sample in lost[:8]) + (", ..." if len(lost) > 8 else "")
+                message += f"; not taken for whole: {named}"
+            yield ContainerDamage(unit.file, start, index.size, index.damage.reason, printable(message))
+        sidecar = find_sidecar(unit.path, unit.file)
+        if sidecar is not None:
+            in_tar = {sample.key for sample in whole if not sample.repeats}
+            yield from SidecarReader(unit.source, unit.file, sidecar).lacking(in_tar)
+
+
+def build_document(unit: Unit, sample: Sample, read: ReadMember) -> Document:
+    """The document that a sample is, or the failure that stands for it."""
+    locator = f"{unit.file}@{sample.offset}" if sample.repeats else f"{unit.file}#{printable(sample.key)}"
+    try:
+        if sample.problem is not None:
+            raise ItemError(*sample.problem)
+        _check_sizes(sample)
+        fields = _json_of(sample, read)
+        text = _text_of(sample, fields, read)
+        if not sample.media:
+            raise ItemError("no-media", f"no picture or sound among the members: {', '.join(sample.fields)}")
+        media: list[Media] = [MEDIA[modality](read(member), printable(member.name)) for modality, member in sample.media]
+    except ItemError as error:
+        return failed_document(unit.source, locator, error.reason, error.message, id=printable(sample.key), pair=True)
+    return Document(
+        id=printable(sample.key),
+        source=unit.source,
+        locator=locator,
+        segments=(*media, *([Text(text)] if text else [])),  # type: ignore[arg-type]
+        pair=True,
+        metadata=metadata_of(fields),
+    )
+
+
+def _check_sizes(sample: Sample) -> None:
+    for member in sample.fields.values():
+        if member.size > MAX_ITEM_BYTES:
+            message = f"the member {member.name!r} has {member.size} bytes; at most {MAX_ITEM_BYTES} are read"
+            raise ItemError("member-too-large", message)
+    total = sum(member.size for member in sample.fields.values())
+    if total > MAX_SAMPLE_BYTES:
+        raise ItemError("sample-too-large", f"{total} bytes in one sample; at most {MAX_SAMPLE_BYTES} are read")
+
+
+def _json_of(sample: Sample, read: ReadMember) -> dict[str, object]:
+    """The sample's fields. A JSON that cannot be read rejects the sample: its licence or its caption may be in there."""
+    member = sample.fields.get("json")
+    if member is None:
+        return {}
+    try:
+        fields = parse_json(read(member))
+    except ItemError as error:
+        reason = error.reason if error.reason == "text-not-utf8" else "json-invalid"
+        raise ItemError(reason, f"{member.name}: {error.message}") from None
+    if not isinstance(fields, dict):
+        raise ItemError("json-invalid", f"{member.name}: not a JSON object")
+    return fields
+
+
+def _text_of(sample: Sample, fields: dict[str, object], read: ReadMember) -> str:
+    texts = [member for extension, member in sample.fields.items() if extension.rpartition(".")[2] == "txt"]
+    chosen = sample.fields.get("txt") or (texts[0] if len(texts) == 1 else None)
+    if chosen is not None:
+        try:
+            return decode_text(read(chosen))
+        except ItemError as error:
+            raise ItemError(error.reason, f"{chosen.name}: {error.message}") from None
+    if texts:
+        raise ItemError("several-texts", f"which is the caption: {', '.join(member.name for member in texts)}?")
+    found = (fields.get(name) for name in ("caption", "text"))
+    return next((text for text in found if isinstance(text, str) and text), "")
+
+
+def _reading(file: BinaryIO, media: bool) -> ReadMember:
+    """A function that reads a member; with ``media`` False, only those whose content decides what a sample is."""
+
+    def read(member: Member) -> bytes:
+        if not media and not member.name.lower().endswith((".txt", ".json")):
+            return b""
+        file.seek(member.data)
+        data = file.read(member.size)
+        if len(data) != member.size:
+            raise OSError(errno.EIO, "shorter than when it was indexed; did something write to it?", file.name)
+        return data
+
+    return read
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    stat = Path(path).stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache(maxsize=2)
+def _foreign_samples(path: str, size: int, mtime_ns: int) -> list[Sample] | None:
+    """The samples as the standard library's reader lists the members; None where the tar is damaged or ends early."""
+    members = []
+    try:
+        with tarfile.open(path, "r:", encoding="utf-8", errors="backslashreplace") as tar:
+            for info in tar:
+                kind = "folder" if info.isdir() else "file" if info.isfile() and not info.issparse() else "other"
+                name = tidy_name(info.name)
+                members.append(Member(name, kind, info.offset, info.offset_data, info.size))
+            end = tar.offset
+    except tarfile.TarError:
+        return None
+    with Path(path).open("rb") as file:  # tarfile ends quietly where there is no further header, whatever the reason
+        file.seek(end)
+        if size - end < 1024 or any(any(chunk) for chunk in iter(lambda: file.read(1 << 20), b"")):
+            return None
+    return group_samples(members)

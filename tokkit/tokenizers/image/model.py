@@ -1,0 +1,154 @@
+"""The image tokenizer: pixels -> features -> codes -> features -> pixels.
+
+    uint8 pixels --(v/255 - mean)/std--> encoder --> projection --> quantizer --> codes
+    codes --> quantizer --> projection --> decoder --*std + mean, rounded--> uint8 pixels
+
+``encode`` and ``decode`` work in float32 whatever surrounds them (autocast is switched off) and give an item the same codes in
+every slot of a batch of fixed shape, whatever its neighbours. See :mod:`tokkit.tokenizers.image.storage` for files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tokkit.storage import canonical_json
+from tokkit.tokenizers.image.blocks import Decoder, Encoder
+from tokkit.tokenizers.image.config import ImageTokenizerConfig
+from tokkit.tokenizers.image.quantizers import LEARNER, Quantizer, build_quantizer
+
+
+@dataclass(frozen=True, slots=True)
+class ReconstructionOutput:
+    """A training step's view of the tokenizer.
+
+    Attributes:
+        reconstruction: float ``[B, 3, H, W]`` in the range of the input.
+        codes: int64 ``[B, h, w]``.
+        losses: the quantizer's auxiliary losses by name, already weighted.
+    """
+
+    reconstruction: Tensor
+    codes: Tensor
+    losses: dict[str, Tensor]
+
+
+class ImageTokenizer(nn.Module):
+    """An image tokenizer with fresh weights (from torch's global generator) for a configuration."""
+
+    _mean: Tensor
+    _std: Tensor
+    _normalized: Tensor
+
+    def __init__(self, config: ImageTokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        architecture = config.architecture
+        self.encoder = Encoder(architecture)
+        self.decoder = Decoder(architecture)
+        self.quantizer: Quantizer = build_quantizer(config.quantizer)
+        kernel = architecture.projection_kernel
+        self.quant_conv = nn.Conv2d(architecture.z_channels, self.quantizer.dim, kernel, padding=kernel // 2)
+        self.post_quant_conv = nn.Conv2d(self.quantizer.dim, architecture.z_channels, kernel, padding=kernel // 2)
+        self.register_buffer("_mean", torch.tensor(config.preprocessing.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("_std", torch.tensor(config.preprocessing.std).view(3, 1, 1), persistent=False)
+        self.register_buffer("_normalized", _normalized_bytes(config), persistent=False)
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes."""
+        return self.quantizer.codebook_size
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per side of one code."""
+        return self.config.architecture.downsample
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of codes of one preprocessed picture."""
+        side = self.config.preprocessing.size // self.downsample
+        return side, side
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.quant_conv.weight.device
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 ``[B, H, W, 3]`` to float32 ``[B, 3, H, W]``, by a table that was computed in float64."""
+        if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[-1] != 3:
+            raise ValueError(f"expected uint8 pixels [B, H, W, 3], not {pixels.dtype} {list(pixels.shape)}")
+        height, width = pixels.shape[1:3]
+        if height % self.downsample or width % self.downsample:
+            raise ValueError(f"pixels of {height}x{width} are no multiple of the downsampling factor {self.downsample}")
+        channels = [self._normalized[c][pixels[..., c].to(self.device, torch.int64)] for c in range(3)]
+        return torch.stack(channels, dim=1)
+
+    def denormalize(self, values: Tensor) -> Tensor:
+        """float ``[B, 3, H, W]`` to uint8 ``[B, H, W, 3]``, rounded and clipped."""
+        levels = (values.float() * self._std + self._mean) * 255
+        return levels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> Tensor:
+        """uint8 ``[B, H, W, 3]`` on any device to int32 codes ``[B, H/f, W/f]`` on the tokenizer's device.
+
+        Raises ValueError for another dtype or shape, or sides that the downsampling factor f does not divide.
+        """
+        with torch.autocast(self.device.type, enabled=False):
+            features = self.quant_conv(self.encoder(self.normalize(pixels)))
+            return self.quantizer.codes_from_features(features).to(torch.int32)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Integer codes ``[B, h, w]`` to uint8 pixels ``[B, f h, f w, 3]``. Raises VocabularyError for a code out of range."""
+        if codes.ndim != 3 or codes.dtype.is_floating_point or codes.dtype == torch.bool:
+            raise ValueError(f"expected integer codes [B, h, w], not {codes.dtype} {list(codes.shape)}")
+        with torch.autocast(self.device.type, enabled=False):
+            features = self.quantizer.features_from_codes(codes.to(self.device))
+            return self.denormalize(self.decoder(self.post_quant_conv(features)))
+
+    def forward(self, pixels: Tensor) -> ReconstructionOutput:
+        """Reconstruct float ``[B, 3, H, W]`` with gradients; the quantizer must have been set up for training."""
+        quantized = self.quantizer(self.quant_conv(self.encoder(pixels)))
+        reconstruction = self.decoder(self.post_quant_conv(quantized.features))
+        return ReconstructionOutput(reconstruction, quantized.codes, quantized.losses)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The tensors that make up the tokenizer, by name, contiguous and on the CPU; nothing that only training needs."""
+        state = {k: v for k, v in self.state_dict().items() if LEARNER not in k.split(".")}
+        return {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the configuration and all weights; computed on every access."""
+        return fingerprint(self.config, self.weights())
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` (:func:`tokkit.tokenizers.image.storage.save_image_tokenizer`)."""
+        from tokkit.tokenizers.image.storage import save_image_tokenizer
+
+        save_image_tokenizer(self, folder)
+
+
+def fingerprint(config: ImageTokenizerConfig, weights: dict[str, Tensor]) -> str:
+    """SHA-256 (hex) over the configuration as canonical JSON, and name, dtype, shape and bytes of each tensor in name order."""
+    digest = hashlib.sha256()
+    digest.update(canonical_json(config.model_dump(mode="json")).encode("ascii"))
+    for name in sorted(weights):
+        tensor = weights[name]
+        digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _normalized_bytes(config: ImageTokenizerConfig) -> Tensor:
+    """float32 ``[3, 256]``: what each byte value enters the network as."""
+    mean = torch.tensor(config.preprocessing.mean, dtype=torch.float64).view(3, 1)
+    std = torch.tensor(config.preprocessing.std, dtype=torch.float64).view(3, 1)
+    return ((torch.arange(256, dtype=torch.float64) / 255 - mean) / std).to(torch.float32)

@@ -1,0 +1,246 @@
+"""Hugging Face ``tokenizer.json`` files, made safe.
+
+The library looks for added tokens (``<image>``, ``</s>``) in every text before the model sees it. Here encoding goes through a
+copy of the file without them (and without truncation, padding, post-processor and BPE dropout), so that they are text like any
+other. Three ways back in remain, and each result is checked against them: a model that holds the special token's spelling in
+its own vocabulary (Unigram, WordLevel, ``ignore_merges``), a normalizer that makes one out of something else, and the name
+of the unknown token itself. There the text is cut within the offending place and encoded in parts.
+
+Added tokens of nothing but white space (runs of spaces in GPT-NeoX and Phi) are no markers: they stay.
+
+Byte-level BPE without a normalizer is decoded by a table of our own, id -> bytes, which also carries lone surrogates; all other
+kinds decode through the library. The byte <-> character map is the one of GPT-2 (Radford et al. 2019).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokkit.errors import DataError
+from tokkit.storage import fingerprint_of
+from tokkit.tokenizers.text.base import (
+    SURROGATES,
+    Ids,
+    TextTokenizer,
+    is_plain_utf8,
+    licence_beside,
+    text_of_bytes,
+    without_surrogates,
+)
+
+# The library's one switch for its thread pool; every worker process encodes for itself, so more threads only fight.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from tokenizers import Tokenizer
+
+_SEMANTIC = ("normalizer", "pre_tokenizer", "model")
+
+
+class HuggingFaceTokenizer(TextTokenizer):
+    """A ``tokenizer.json``. ``lossless`` is what probe strings say, the added tokens' spellings among them.
+
+    Raises:
+        DataError: the file cannot be read as a tokenizer.
+    """
+
+    kind = "huggingface"
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        config = _read(path)
+        self.name = path.parent.resolve().name if path.name == "tokenizer.json" else path.stem
+        self._full = _build(config, path)
+        self._added = {int(token["id"]): str(token["content"]) for token in config["added_tokens"]}
+        self._encoder = _build(_for_encoding(config), path)
+        vocabulary = self._full.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        self._forbidden = np.zeros(self.vocab_size, dtype=bool)
+        self._forbidden[[n for n in self._added if not self._is_text(n)]] = True
+        self.unknown_id, self._unknown = self._unknown_of(config["model"])
+        self.fingerprint = fingerprint_of(_semantics(config))
+        self.licence = licence_beside(path)
+        self._table, self._byte_ids = _byte_level_table(config, vocabulary, self._added)
+        try:
+            self.lossless = self._passes_probes(list(self._added.values()))
+        except DataError:  # a probe cannot be encoded at all; a text like it will say so
+            self.lossless = False
+        if self.lossless:
+            self.unknown_id = None
+
+    def _is_text(self, number: int) -> bool:
+        """Whether plain text may yield this added token: white space, or a single character of the model's own."""
+        content = self._added[number]
+        if content.isspace():
+            return self._encoder.token_to_id(content) == number
+        return len(content) == 1 and number in self._encoder.encode(content, add_special_tokens=False).ids
+
+    def _unknown_of(self, model: dict[str, Any]) -> tuple[int | None, str]:
+        number, content = model.get("unk_id"), model.get("unk_token")
+        if isinstance(number, int):
+            content = self._full.id_to_token(number)
+        elif isinstance(content, str):
+            number = self._full.token_to_id(content)
+        if number is None or content is None:
+            return None, ""
+        self._forbidden[number] = False  # what has no other id may have this one
+        return number, content
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
+        """Encode several texts; int32 each.
+
+        Raises:
+            DataError: the tokenizer gives a single character the id of a special token.
+        """
+        odd = {n for n, text in enumerate(texts) if not is_plain_utf8(text)} if self._byte_ids else set()
+        given = [without_surrogates(text) for text in texts]
+        rows = []
+        for n, found in enumerate(self._encoder.encode_batch_fast(given, add_special_tokens=False)):
+            ids = np.asarray(self._encode_odd(texts[n]) if n in odd else found.ids, dtype=np.int32)
+            rows.append(ids if n in odd or self._is_clean(ids) else np.asarray(self._encode_cut(given[n]), dtype=np.int32))
+        return rows
+
+    def _is_clean(self, ids: Ids) -> bool:
+        """Whether no id needs a second look: a special one, or the unknown one, which may be real or spelled out."""
+        return not self._forbidden[ids].any() and not (self.unknown_id is not None and (ids == self.unknown_id).any())
+
+    def _encode_odd(self, text: str) -> list[int]:
+        """Text with lone surrogates, which become the tokens of their bytes."""
+        ids: list[int] = []
+        place = 0
+        for match in SURROGATES.finditer(text):
+            ids += self._encode_cut(text[place : match.start()])
+            ids += [self._byte_ids[byte] for byte in match.group().encode("utf-8", "surrogatepass")]
+            place = match.end()
+        return ids + self._encode_cut(text[place:])
+
+    def _encode_cut(self, text: str) -> list[int]:
+        """Encode; where that gives a special token, cut the text within its spelling and encode the parts."""
+        found = self._encoder.encode(text, add_special_tokens=False)
+        cuts = set()
+        for number, (start, stop) in zip(found.ids, found.offsets, strict=True):
+            spelled = number == self.unknown_id and self._spells_unknown(text[start:stop])
+            if not spelled and not self._forbidden[number]:
+                continue
+            if stop - start < 2:
+                message = f"{self.path} gives {text[start:stop]!r} the id {number} of {self._full.id_to_token(number)!r}"
+                raise DataError(f"{message}; no text may have that, so this tokenizer cannot be used")
+            at = text.find(self._unknown, start, stop) if spelled else -1
+            cuts.add(at + len(self._unknown) // 2 if at >= 0 else (start + stop) // 2)
+        if not cuts:
+            return list(found.ids)
+        return [n for a, b in pairwise([0, *sorted(cuts), len(text)]) for n in self._encode_cut(text[a:b])]
+
+    def _spells_unknown(self, span: str) -> bool:
+        normalizer = self._encoder.normalizer
+        normal = span if normalizer is None else normalizer.normalize_str(span)
+        return len(self._unknown) > 1 and (self._unknown in span or self._unknown in normal)
+
+    def decode(self, ids: Sequence[int] | Ids) -> str:
+        """The text of ids; special tokens give their spelling."""
+        checked = self._checked(ids)
+        if self._table is not None:
+            table = self._table
+            return text_of_bytes(b"".join([table[number] for number in checked]))
+        return self._full.decode(checked, skip_special_tokens=False)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        raise DataError(f"{path} is not a Hugging Face tokenizer.json: it has no 'model'")
+    if not isinstance(config.setdefault("added_tokens", []), list):
+        raise DataError(f"{path} is not a Hugging Face tokenizer.json: its 'added_tokens' are no list")
+    return config
+
+
+def _build(config: dict[str, Any], path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(json.dumps(config))
+    except Exception as error:  # the library raises plain Exception for whatever it does not understand
+        raise DataError(f"{path} cannot be loaded by the tokenizers library: {error}") from None
+
+
+def _is_blank(token: dict[str, Any]) -> bool:
+    return str(token["content"]).isspace() and not token.get("special", False)
+
+
+def _for_encoding(config: dict[str, Any]) -> dict[str, Any]:
+    """The file as texts are encoded by it: no added tokens but white space, nothing added, cut, padded or left to chance."""
+    model = {**config["model"], "dropout": None} if "dropout" in config["model"] else config["model"]
+    kept = []
+    if any(_is_blank(token) for token in config["added_tokens"]):
+        # The library numbers those that its model lacks one after another, so none of them may be missing.
+        base = _base_vocabulary(model)
+        extra = [token for token in config["added_tokens"] if _is_blank(token) or token["content"] not in base]
+        kept = [token if _is_blank(token) else _unmatched(token) for token in extra]
+    return {**config, "added_tokens": kept, "model": model, "truncation": None, "padding": None, "post_processor": None}
+
+
+def _unmatched(token: dict[str, Any]) -> dict[str, Any]:
+    """The added token under a name that no sane text holds; where one does, the check after encoding sees it."""
+    return {**token, "content": f"\ufdd0{token['id']}\ufdd1", "normalized": False}
+
+
+def _base_vocabulary(model: dict[str, Any]) -> set[str]:
+    vocabulary = model.get("vocab") or {}
+    return set(vocabulary) if isinstance(vocabulary, dict) else {str(entry[0]) for entry in vocabulary}
+
+
+def _semantics(config: dict[str, Any]) -> dict[str, object]:
+    added = sorted((int(token["id"]), str(token["content"])) for token in config["added_tokens"])
+    plain = _for_encoding(config)
+    return {"tokkit": "huggingface 1", "added": added, **{key: plain.get(key) for key in _SEMANTIC}}
+
+
+def _byte_characters() -> dict[str, int]:
+    """GPT-2's characters for the 256 bytes: printable Latin-1 stands for itself, the rest follows from U+0100 on."""
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in own]
+    return {**{chr(byte): byte for byte in own}, **{chr(0x100 + n): byte for n, byte in enumerate(others)}}
+
+
+def _byte_level_table(
+    config: dict[str, Any], vocabulary: dict[str, int], added: dict[int, str]
+) -> tuple[list[bytes] | None, dict[int, int]]:
+    """What each id stands for and the id of each byte, or None and nothing where it is not plain byte-level BPE."""
+    characters = _byte_characters()
+    model, steps = config["model"], _steps(config.get("pre_tokenizer"), "pretokenizers")
+    byte_level = [step for step in steps if step.get("type") == "ByteLevel"]
+    plain = (
+        config.get("normalizer") is None
+        and model.get("type") == "BPE"
+        and not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
+        and len(byte_level) == 1
+        and not byte_level[0].get("add_prefix_space", True)
+        and all(step.get("type") in ("ByteLevel", "Split", "Digits") and step.get("behavior") != "Removed" for step in steps)
+        and [step.get("type") for step in _steps(config.get("decoder"), "decoders")] == ["ByteLevel"]
+        and all(c in vocabulary and vocabulary[c] not in added for c in characters)
+    )
+    if not plain:
+        return None, {}
+    table = [b""] * (max(vocabulary.values()) + 1)
+    for token, number in vocabulary.items():
+        if number in added or not all(c in characters for c in token):
+            table[number] = added.get(number, token).encode("utf-8", "surrogatepass")
+        else:
+            table[number] = bytes(characters[c] for c in token)
+    return table, {byte: vocabulary[c] for c, byte in characters.items()}
+
+
+def _steps(part: dict[str, Any] | None, plural: str) -> list[dict[str, Any]]:
+    if part is None:
+        return []
+    steps: list[dict[str, Any]] = part.get(plural, []) if part.get("type") == "Sequence" else [part]
+    return steps
