@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 def train_text(
     inputs: Annotated[list[str], typer.Argument(help="Paths, globs or folders with text; FORMAT:PATH names the format.")],
-    out: Annotated[Path, typer.Option(help="The model file to write; FILE.json beside it says how it was made.")],
+    out: Annotated[Path, typer.Option(help="The model file to write; FILE.model.json beside it says how it was made.")],
     vocab_size: Annotated[int | None, typer.Option(help="Number of ids.")] = None,
     model_type: Annotated[str | None, typer.Option(help="bpe or unigram.")] = None,
     max_size: Annotated[str | None, typer.Option(help="Text to train on at most, e.g. 200MB; beyond it a sample.")] = None,

@@ -78,7 +78,7 @@ def demo(config: DemoConfig, progress: Progress) -> DemoResult:
     progress.log("4/5 sharding the corpus")
     sharded = shard(
         ShardConfig(
-            inputs=[str(out / "corpus")],
+            inputs=[str(out / "corpus" / name) for name in ("images", "documents", "audio", "text")],
             out=out / "shards",
             text_tokenizer=out / "text.model",
             image_tokenizer=out / "vq",

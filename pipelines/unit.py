@@ -180,9 +180,7 @@ class _Attempt:
         self.tally = Tally(self.unit.source)
         self.pending: deque[_Pending] = deque()
         self.batcher = ImageBatcher(processor.image, self.config.batch_size) if processor.image else None
-        self.splits = {
-            split: _SplitTally() for split in (("train", "val") if self.config.val_fraction else ("train",))
-        }
+        self.splits = {split: _SplitTally() for split in (("train", "val") if self.config.val_fraction else ("train",))}
         self.work, self.report, self.reported = Work(), report, time.monotonic()
         self.rejected_in_a_row = 0
 

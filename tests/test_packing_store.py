@@ -59,7 +59,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert np.array_equal(again.pack_offsets, plan.pack_offsets)
     for key in Pieces.__dataclass_fields__:
         array = getattr(again.pieces, key)
-        assert isinstance(array, np.memmap)
+        assert isinstance(array.base, np.memmap)
         assert array.dtype == getattr(plan.pieces, key).dtype
         assert np.array_equal(array, getattr(plan.pieces, key))
     for key in LeftOut.__dataclass_fields__:

@@ -119,6 +119,23 @@ def _mark_modalities(
         at += length[i]
 
 
+@nb.njit(cache=True, nogil=True)
+def _mark_labels(
+    ids: npt.NDArray[np.int32],
+    positions: npt.NDArray[np.int32],
+    segments: npt.NDArray[np.int32],
+    loss: npt.NDArray[np.uint8],
+    shifted: bool,
+    out: npt.NDArray[np.int64],
+) -> None:
+    """Fill ``labels`` from the other fields."""
+    for t in range(ids.size):
+        if shifted:
+            out[t] = ids[t + 1] if loss[t] else IGNORED
+        else:
+            out[t] = ids[t] if segments[t] > 0 and positions[t] > 0 else IGNORED
+
+
 @dataclass(frozen=True, eq=False)
 class _Opened:
     """What one process has open."""
@@ -243,11 +260,17 @@ class PackedDataset(Dataset[Row]):
         segments, positions = np.zeros(self._seq_len, dtype=np.int32), np.zeros(self._seq_len, dtype=np.int32)
         loss = np.zeros(self._seq_len, dtype=np.uint8)
         _mark_segments(pieces.length, segments, positions, loss)
-        fields = {"input_ids": ids, "segment_ids": segments, "position_ids": positions, "loss_mask": loss}
+        fields: dict[str, np.ndarray] = {
+            "input_ids": ids,
+            "segment_ids": segments,
+            "position_ids": positions,
+            "loss_mask": loss,
+        }
         if self._modality_ids:
             fields["modality_ids"] = self._modalities(opened, pieces)
         if self._labels is not None:
-            fields["labels"] = _labels(self._labels, ids, positions, segments, loss)
+            fields["labels"] = np.empty(self._seq_len, dtype=np.int64)
+            _mark_labels(ids, positions, segments, loss, self._labels == "shifted", fields["labels"])
         if self._cu_seqlens:
             fields["cu_seqlens"] = self._borders(pieces)
         return {name: torch.from_numpy(array) for name, array in fields.items()}
@@ -287,19 +310,6 @@ class PackedDataset(Dataset[Row]):
         borders[0] = 0
         borders[1 : len(pieces) + 1] = np.cumsum(pieces.length)
         return borders
-
-
-def _labels(
-    kind: Labels,
-    ids: npt.NDArray[np.int32],
-    positions: npt.NDArray[np.int32],
-    segments: npt.NDArray[np.int32],
-    loss: npt.NDArray[np.uint8],
-) -> npt.NDArray[np.int64]:
-    if kind == "hf":
-        return np.where((segments > 0) & (positions > 0), ids, IGNORED).astype(np.int64)
-    following = np.roll(ids, -1)
-    return np.where(loss > 0, following, IGNORED).astype(np.int64)
 
 
 def collate(rows: Sequence[Row]) -> Row:

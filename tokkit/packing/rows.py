@@ -246,4 +246,4 @@ def load_rows(plan: StoredPlan, *, checksums: bool = False) -> PackedRows | None
     if record.shape != expected or path.stat().st_size != expected[0] * expected[1] * dtype.itemsize:
         raise DataError(f"{path} is not {expected[0]} rows of {expected[1]} {dtype} tokens")
     borders = map_array(folder / "cu_seqlens.npy", record.files["cu_seqlens.npy"], np.int32)
-    return PackedRows(record, map_tokens(path, dtype).reshape(expected), borders)
+    return PackedRows(record, map_tokens(path, dtype).view(np.ndarray).reshape(expected), borders)
