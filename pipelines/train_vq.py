@@ -27,6 +27,7 @@ from tokkit.errors import DataError, FingerprintMismatch, UsageError
 from tokkit.metrics.codebook import CodebookWindow
 from tokkit.pipelines.inputs import announce_ignored
 from tokkit.pipelines.progress import Progress, Task, duration
+from tokkit.pipelines.threads import ThreadChooser
 from tokkit.sources.resolve import resolve_inputs
 from tokkit.storage import pretty_json, read_json, replacing, write_atomic
 from tokkit.tokenizers.image.config import ImageTokenizerConfig
@@ -68,7 +69,8 @@ class TrainVQConfig(BaseModel):
         batch_size, lr, warmup, weight_decay, loss: of the optimisation; ``warmup`` is a share of the run.
         min_crop_area, flip: of the augmentation.
         seed: of weights, order and augmentation.
-        threads: of training and picture decoding; all cores if not given.
+        threads: of training; if not given, all cores or one, whichever is faster as measured while it goes. The weights then
+            depend on the machine by rounding; name a number to have them again to the byte.
         val_fraction: share of pictures held out.
         cache_mb: decoded pictures to hold; the rest of the input is not used.
         log_every: steps between two lines of metrics.jsonl.
@@ -161,11 +163,11 @@ def train_on_pictures(
     progress: Progress,
 ) -> TrainVQResult:
     """The job behind the reading of sources: decode, train, write."""
-    threads = config.threads or os.cpu_count() or 1
+    cores = os.cpu_count() or 1
+    choices = [config.threads] if config.threads else [cores, 1]
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     try:
-        return _Run(config, tokenizer_config, progress, threads).run(pictures)
+        return _Run(config, tokenizer_config, progress, choices).run(pictures)
     finally:
         torch.set_num_threads(before)
 
@@ -173,7 +175,9 @@ def train_on_pictures(
 class _Run:
     """One training run, from pictures to files."""
 
-    def __init__(self, config: TrainVQConfig, tokenizer_config: ImageTokenizerConfig, progress: Progress, threads: int) -> None:
+    def __init__(
+        self, config: TrainVQConfig, tokenizer_config: ImageTokenizerConfig, progress: Progress, threads: list[int]
+    ) -> None:
         self.config = config
         self.tokenizer_config = tokenizer_config
         self.progress = progress
@@ -203,7 +207,7 @@ class _Run:
         preprocessing = self.tokenizer_config.preprocessing
         with self.progress.task("read pictures", unit="pictures") as task:
             counted = _counted(pictures, task)
-            found = read_pictures(counted, preprocessing, margin, config.val_fraction, config.cache_mb * 2**20, self.threads)
+            found = read_pictures(counted, preprocessing, margin, config.val_fraction, config.cache_mb * 2**20, self.threads[0])
         rows = [json.dumps(asdict(reject), ensure_ascii=True) + "\n" for reject in found.rejects]
         write_atomic(config.out / REJECTS_FILE, "".join(rows))
         self.progress.log(f"{found.seen} pictures read: {len(found.train)} to train on, {len(found.held_out)} held out")
@@ -265,12 +269,12 @@ class _Run:
         parameters = sum(p.numel() for p in self.tokenizer.parameters())
         self.progress.log(
             f"{config.preset} at {size} px: {parameters / 1e6:.2f} M parameters, {self.tokenizer.codebook_size} codes, "
-            f"{self.tokenizer.grid[0]}x{self.tokenizer.grid[1]} a picture, {self.threads} threads"
+            f"{self.tokenizer.grid[0]}x{self.tokenizer.grid[1]} a picture, {' or '.join(map(str, self.threads))} threads"
         )
         begin = time.monotonic() - self.seconds_before
         total, unit = (100, "%") if self.max_seconds else (config.max_steps or 0, "steps")
         shown, validation = 0.0, None
-        meter = Meter()
+        meter, chooser = Meter(), ThreadChooser(self.threads, torch.set_num_threads)
         with (
             (config.out / METRICS_FILE).open("a", encoding="ascii") as metrics,
             self.progress.task("train-vq", total=total, unit=unit) as task,
@@ -282,6 +286,7 @@ class _Run:
                 step = self.trainer.step(meter.lr / config.lr)
                 self.window.add(step.codes)
                 meter.add(step.loss, step.psnr)
+                chooser.stepped()
                 done = self._done(time.monotonic() - begin)
                 task.advance(total * done - shown)
                 shown = total * done
