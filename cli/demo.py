@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("demo-out"),
-    train_seconds: Annotated[float | None, typer.Option(help="Time to train the image tokenizer.")] = None,
+    train_seconds: Annotated[float | None, typer.Option(show_default="70.0", help="Time to train the image tokenizer.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes for sharding; default one a core.")] = None,
     json: Json = False,
     quiet: Quiet = False,

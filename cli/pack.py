@@ -23,7 +23,10 @@ def pack(
     seq_len: Annotated[int, typer.Option(help="Tokens in a row.")],
     name: Annotated[str | None, typer.Option(help="Name of the plan under packs/; default by its settings.")] = None,
     split: Annotated[
-        str | None, typer.Option(help="Documents longer than a row: never (left out) or overlong (cut at span edges).")
+        str | None,
+        typer.Option(
+            show_default="overlong", help="Documents longer than a row: never (left out) or overlong (cut at span edges)."
+        ),
     ] = None,
     materialize: Annotated[bool, typer.Option("--materialize", help="Also write the rows themselves.")] = False,
     json: Json = False,

@@ -32,28 +32,52 @@ def shard(
     ] = None,
     text_vocab_size: Annotated[int | None, typer.Option(help="Ids kept for text (the model's embedding rows).")] = None,
     image_layout: Annotated[
-        str | None, typer.Option(help="plain, rows (a marker after each row) or grid (two size tokens first).")
+        str | None,
+        typer.Option(show_default="plain", help="plain, rows (a marker after each row) or grid (two size tokens first)."),
     ] = None,
-    pair_order: Annotated[str | None, typer.Option(help="image-first, text-first or random (half and half).")] = None,
+    pair_order: Annotated[
+        str | None, typer.Option(show_default="image-first", help="image-first, text-first or random (half and half).")
+    ] = None,
     text_joiner: Annotated[
         str | None, typer.Option(help="Between texts that become neighbours when a picture is left out.")
     ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(help="Field of the source to keep per document; repeat for more.")
     ] = None,
-    val_fraction: Annotated[float | None, typer.Option(help="Share of documents held out, by content hash.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of every drawn choice.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures in each call of the encoder.")] = None,
-    unit_size: Annotated[str | None, typer.Option(help="Input that one work unit covers, e.g. 64MiB.")] = None,
-    shard_tokens: Annotated[str | None, typer.Option(help="Tokens after which a shard is closed, e.g. 256Mi.")] = None,
+    val_fraction: Annotated[
+        float | None, typer.Option(show_default="0.0", help="Share of documents held out, by content hash.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(show_default="0", help="Of every drawn choice.")] = None,
+    batch_size: Annotated[int | None, typer.Option(show_default="16", help="Pictures in each call of the encoder.")] = None,
+    unit_size: Annotated[
+        str | None, typer.Option(show_default="64MiB", help="Input that one work unit covers, e.g. 64MiB.")
+    ] = None,
+    shard_tokens: Annotated[
+        str | None, typer.Option(show_default="256Mi", help="Tokens after which a shard is closed, e.g. 256Mi.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; default one a core.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    device: Annotated[str | None, typer.Option(show_default="auto", help="auto, cpu, cuda or cuda:N.")] = None,
     limit: Annotated[int | None, typer.Option(help="A trial over N documents that extrapolates to the whole input.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first reject.")] = False,
-    max_reject_ratio: Annotated[float | None, typer.Option(help="Stop where more than this share is rejected.")] = None,
-    max_consecutive_rejects: Annotated[int | None, typer.Option(help="Stop after so many rejects in a row.")] = None,
+    max_reject_ratio: Annotated[
+        float | None, typer.Option(show_default="0.5", help="Stop where more than this share is rejected.")
+    ] = None,
+    max_consecutive_rejects: Annotated[
+        int | None, typer.Option(show_default="1000", help="Stop after so many rejects in a row.")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(show_default="67108864", help="Pictures of more pixels are rejected before decoding.")
+    ] = None,
+    min_side: Annotated[
+        int | None, typer.Option(show_default="8", help="Pictures with a shorter side than this are rejected.")
+    ] = None,
+    max_aspect: Annotated[
+        float | None, typer.Option(show_default="20.0", help="Pictures longer than so many times their width are rejected.")
+    ] = None,
     pack: Annotated[int | None, typer.Option(metavar="SEQ_LEN", help="Also plan packed sequences of this length.")] = None,
-    report_documents: Annotated[int | None, typer.Option(help="Documents that report.html shows decoded.")] = None,
+    report_documents: Annotated[
+        int | None, typer.Option(show_default="8", help="Documents that report.html shows decoded.")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -65,6 +89,7 @@ def shard(
         from tokkit.pipelines.shard import ShardConfig
         from tokkit.pipelines.shard import shard as job
 
+        bounds = {"max_pixels": max_pixels, "min_side": min_side, "max_aspect": max_aspect}
         config = validated(
             ShardConfig,
             "tokkit shard",
@@ -89,6 +114,7 @@ def shard(
                 "strict": strict,
                 "max_reject_ratio": max_reject_ratio,
                 "max_consecutive_rejects": max_consecutive_rejects,
+                "image_limits": {key: value for key, value in bounds.items() if value is not None},
                 "pack": pack,
                 "report_documents": report_documents,
             },

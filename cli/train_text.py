@@ -24,14 +24,21 @@ def register(app: typer.Typer) -> None:
 def train_text(
     inputs: Annotated[list[str], typer.Argument(help="Paths, globs or folders with text; FORMAT:PATH names the format.")],
     out: Annotated[Path, typer.Option(help="The model file to write; FILE.model.json beside it says how it was made.")],
-    vocab_size: Annotated[int | None, typer.Option(help="Number of ids.")] = None,
-    model_type: Annotated[str | None, typer.Option(help="bpe or unigram.")] = None,
-    max_size: Annotated[str | None, typer.Option(help="Text to train on at most, e.g. 200MB; beyond it a sample.")] = None,
-    character_coverage: Annotated[
-        float | None, typer.Option(help="Share of characters with pieces of their own; the rest are bytes.")
+    vocab_size: Annotated[int | None, typer.Option(show_default="65536", help="Number of ids.")] = None,
+    model_type: Annotated[str | None, typer.Option(show_default="bpe", help="bpe or unigram.")] = None,
+    max_size: Annotated[
+        str | None, typer.Option(show_default="200MB", help="Text to train on at most, e.g. 200MB; beyond it a sample.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the sample.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Cores to use.")] = None,
+    character_coverage: Annotated[
+        float | None,
+        typer.Option(show_default="0.9995", help="Share of characters with pieces of their own; the rest are bytes."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(show_default="0", help="Of the sample.")] = None,
+    threads: Annotated[int | None, typer.Option(show_default="1", help="Cores to use.")] = None,
+    held_out: Annotated[
+        float | None, typer.Option(show_default="0.02", help="Share of the documents that is only measured on.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the model, noted in the manifests of shards made with it.")] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -51,6 +58,8 @@ def train_text(
             "character_coverage": character_coverage,
             "seed": seed,
             "threads": threads,
+            "held_out": held_out,
+            "licence": licence,
         }
         result = job(validated(TrainTextConfig, "tokkit train-text", options), run.progress)
         if not run.emit(asdict(result)):

@@ -25,20 +25,26 @@ def register(app: typer.Typer) -> None:
 def train_vq(
     inputs: Annotated[list[str], typer.Argument(help="Paths, globs or folders with pictures; FORMAT:PATH names the format.")],
     out: Annotated[Path, typer.Option(help="Folder of the tokenizer: config.json, model.safetensors and metrics.jsonl.")],
-    preset: Annotated[str | None, typer.Option(help="Where the configuration starts from: fsq-tiny or vq-tiny.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(show_default="fsq-tiny", help="Where the configuration starts from: fsq-tiny or vq-tiny.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with options of this command; flags win over it.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change the preset, e.g. quantizer.levels=[8,5,5,5].")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Updates; with --max-minutes at most so many.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(show_default="5000, unless --max-minutes", help="Updates; with --max-minutes at most so many.")
+    ] = None,
     max_minutes: Annotated[float | None, typer.Option(help="End after this time even if steps are left.")] = None,
     resolution: Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Pictures in a step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, order and augmentation.")] = None,
-    threads: Annotated[int | None, typer.Option(help="Cores to use; default all.")] = None,
-    val_fraction: Annotated[float | None, typer.Option(help="Share of pictures held out.")] = None,
-    cache_mb: Annotated[int | None, typer.Option(help="Memory for decoded pictures.")] = None,
+    batch_size: Annotated[int | None, typer.Option(show_default="8", help="Pictures in a step.")] = None,
+    lr: Annotated[float | None, typer.Option(show_default="0.004", help="Peak learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(show_default="0", help="Of weights, order and augmentation.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(show_default="all cores or one, whichever is faster", help="Cores to use.")
+    ] = None,
+    val_fraction: Annotated[float | None, typer.Option(show_default="0.05", help="Share of pictures held out.")] = None,
+    cache_mb: Annotated[int | None, typer.Option(show_default="2048", help="Memory for decoded pictures.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
     json: Json = False,
     quiet: Quiet = False,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -216,28 +217,36 @@ def folder_digest(directory: Path) -> str:
 def extrapolate(records: Sequence[CommitRecord]) -> dict[str, object]:
     """What the whole input would come to, from a trial's records.
 
-    Each source is scaled by the share of its bytes that was read, so a mixture is not biased by which source came first; a
-    source that got no document of the trial is scaled like all others together.
+    Each unit that was read is scaled by the share of it that was read. A unit of which nothing was read counts, byte for byte,
+    as the read units of its source do, or, where there are none, as those of all sources.
     """
-    read: dict[str, float] = {}
-    whole: dict[str, float] = {}
+    by_source: dict[str, list[CommitRecord]] = {}
     for record in records:
-        name = record.unit.source
-        read[name] = read.get(name, 0.0) + record.unit.bytes * record.consumed
-        whole[name] = whole.get(name, 0.0) + record.unit.bytes
-    everything = sum(whole.values()) / (sum(read.values()) or 1.0)
-    scale = {name: whole[name] / read[name] if read[name] else everything for name in whole}
-    documents = sum(sum(r.documents.values()) * scale[r.unit.source] for r in records)
-    tokens = sum(s.tokens * scale[r.unit.source] for r in records for s in r.splits.values())
-    output = sum(f.bytes * scale[r.unit.source] for r in records for f in r.payload.values())
+        by_source.setdefault(record.unit.source, []).append(record)
+    read = {name: _scaled(r for r in mine if r.consumed > 0) for name, mine in by_source.items()}
+    everything = np.sum(list(read.values()), axis=0)
+    whole = np.zeros(4)
+    for name, mine in by_source.items():
+        basis = read[name] if read[name][0] else everything
+        whole += basis * sum(r.unit.bytes for r in mine) / max(basis[0], 1)
     return {
         "documents_read": sum(sum(r.documents.values()) for r in records),
-        "input_bytes_read": round(sum(read.values())),
-        "input_bytes": round(sum(whole.values())),
-        "estimated_documents": round(documents),
-        "estimated_tokens": round(tokens),
-        "estimated_output_bytes": round(output),
+        "input_bytes_read": round(sum(r.unit.bytes * r.consumed for r in records)),
+        "input_bytes": sum(r.unit.bytes for r in records),
+        "estimated_documents": round(whole[1]),
+        "estimated_tokens": round(whole[2]),
+        "estimated_output_bytes": round(whole[3]),
     }
+
+
+def _scaled(records: Iterable[CommitRecord]) -> npt.NDArray[np.float64]:
+    """Of units that were read in part: bytes, documents, tokens and output bytes that they would have as a whole."""
+    total = np.zeros(4)
+    for r in records:
+        documents, tokens = sum(r.documents.values()), sum(s.tokens for s in r.splits.values())
+        output = sum(f.bytes for f in r.payload.values())
+        total += [r.unit.bytes, documents / r.consumed, tokens / r.consumed, output / r.consumed]
+    return total
 
 
 def shard_files(splits: dict[str, Split]) -> Iterator[tuple[str, ShardFile]]:

@@ -93,3 +93,43 @@ def test_the_readme_names_real_commands_and_options() -> None:
                 assert option.rstrip(".,)") in known[command], f"{page.name}: tokkit {command} has no {option}"
                 seen += 1
     assert seen > 10
+
+
+def test_the_defaults_that_help_shows_are_the_jobs() -> None:
+    import typer
+
+    from tokkit.cli.common import size
+    from tokkit.cli.main import app
+    from tokkit.pipelines.demo import DemoConfig
+    from tokkit.pipelines.pack import PackConfig
+    from tokkit.pipelines.shard import ShardConfig
+    from tokkit.pipelines.train_text import TrainTextConfig
+    from tokkit.pipelines.train_vq import DEFAULT_STEPS, TrainVQConfig
+
+    renamed = {"unit_size": "unit_bytes", "max_size": "max_bytes", "split": "split_policy"}
+    kinds = {
+        "shard": ShardConfig,
+        "train-text": TrainTextConfig,
+        "train-vq": TrainVQConfig,
+        "pack": PackConfig,
+        "demo": DemoConfig,
+    }
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    shown = 0
+    for command, kind in kinds.items():
+        fields = {name: field.get_default(call_default_factory=True) for name, field in kind.model_fields.items()}
+        fields |= (
+            vars(fields["image_limits"]) if "image_limits" in fields and hasattr(fields["image_limits"], "__dict__") else {}
+        )
+        for option in commands[command].params:
+            if not isinstance(option.show_default, str) or option.name in ("threads", "steps"):
+                continue
+            name = renamed.get(option.name, option.name)
+            default = fields[name] if name in fields else getattr(fields["image_limits"], name)
+            if option.name in ("unit_size", "shard_tokens", "max_size"):
+                assert size(option.show_default) == default, f"{command} --{option.name}"
+            else:
+                assert option.show_default == str(getattr(default, "value", default)), f"{command} --{option.name}"
+            shown += 1
+    assert shown > 20
+    assert DEFAULT_STEPS == 5000

@@ -31,17 +31,8 @@ def is_attempt(path: Path) -> bool:
     return ".tmp-" in path.name
 
 
-def fsync_directory(directory: Path) -> None:
-    """Make the directory's entries (new names, renames) survive a power cut."""
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-def fsync_file(path: Path) -> None:
-    """Make the file's content survive a power cut."""
+def fsync(path: Path) -> None:
+    """Make a file's content, or a directory's entries (new names, renames), survive a power cut."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)
@@ -59,9 +50,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = attempt_name(path)
     try:
         yield temporary
-        fsync_file(temporary)
+        fsync(temporary)
         temporary.replace(path)
-        fsync_directory(path.parent)
+        fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -81,12 +72,12 @@ def create_if_absent(path: Path, data: bytes | str) -> bool:
     temporary = attempt_name(path)
     try:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
-        fsync_file(temporary)
+        fsync(temporary)
         try:
             os.link(temporary, path)  # fails if the name is taken, and shows the whole content or nothing
         except FileExistsError:
             return False
-        fsync_directory(path.parent)
+        fsync(path.parent)
         return True
     finally:
         temporary.unlink(missing_ok=True)

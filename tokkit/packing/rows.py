@@ -94,13 +94,7 @@ class TokenFiles:
     @classmethod
     def of(cls, shards: TokenShards) -> TokenFiles:
         """Map the files of an output directory's split."""
-        base = shards.directory / "tokens" / shards.split
-        maps = [map_tokens(base / shard.files["bin"].name, shards.dtype) for shard in shards.shards]
-        documents = np.array([shard.documents for shard in shards.shards], dtype=np.int64)
-        file = np.repeat(np.arange(len(maps), dtype=np.int32), documents)
-        end = np.cumsum(shards.lengths)
-        first = np.concatenate([np.zeros(1, dtype=np.int64), end])[np.cumsum(documents) - documents]
-        return cls(maps, file, end - shards.lengths - first[file], shards.lengths)
+        return cls(shards.maps, *shards.placement, shards.lengths)
 
     def addresses(self, pieces: Pieces) -> npt.NDArray[np.uint64]:
         """uint64 [N]: where in memory each piece begins.

@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tokkit.errors import DataError, FingerprintMismatch, VerificationError
 from tokkit.packing.plan import ALGORITHM, ALGORITHM_VERSION, PackPlan
 from tokkit.packing.split import REASONS, LeftOut, Pieces, Reason, SplitPolicy
-from tokkit.storage import attempt_name, fsync_directory, fsync_file, pretty_json, read_json, sha256_file
+from tokkit.storage import attempt_name, fsync, pretty_json, read_json, sha256_file
 
 FORMAT = "tokkit-packs"
 VERSION = 1
@@ -152,15 +152,15 @@ def committed_folder(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
         for path in temporary.iterdir():
-            fsync_file(path)
-        fsync_directory(temporary)
+            fsync(path)
+        fsync(temporary)
         try:
             temporary.rename(folder)
         except OSError as error:
             if folder.exists():
                 raise DataError(f"{folder} exists already") from error
             raise
-        fsync_directory(folder.parent)
+        fsync(folder.parent)
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)

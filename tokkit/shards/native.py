@@ -27,7 +27,7 @@ from tokkit.interleave import Span
 from tokkit.shards.manifest import Manifest, ShardFile, load_manifest
 from tokkit.shards.megatron import index_bytes, read_index
 from tokkit.shards.spans import SPAN_TYPE, SpanTable, span_to_dict
-from tokkit.storage import attempt_name, fsync_directory, fsync_file, sha256_file
+from tokkit.storage import attempt_name, fsync, sha256_file
 from tokkit.vocabulary import Ids
 
 DOCUMENT_SCHEMA = pa.schema(
@@ -147,12 +147,12 @@ class ShardWriter:
         files = {}
         for suffix in suffixes:
             temporary = self._temporary[suffix]
-            fsync_file(temporary)
+            fsync(temporary)
             digest = self._digest.hexdigest() if suffix == "bin" else sha256_file(temporary)
             target = self._directory / f"{name or prefix + digest[:16]}.{suffix}"
             files[suffix] = ShardFile(name=target.name, bytes=temporary.stat().st_size, sha256=digest)
             temporary.replace(target)
-        fsync_directory(self._directory)
+        fsync(self._directory)
         return files
 
     def _write_tokens(self, ids: npt.NDArray[np.integer]) -> None:
@@ -193,7 +193,8 @@ def map_tokens(path: Path, dtype: np.dtype) -> Ids:
     if size % dtype.itemsize:
         raise DataError(f"{path} has {size} bytes, which is not a whole number of {dtype} tokens")
     little = dtype.newbyteorder("<")
-    return np.memmap(path, dtype=little, mode="r") if size else np.zeros(0, dtype=little)
+    # As a plain array: slicing a memmap object is slow, and the array keeps the map alive.
+    return np.memmap(path, dtype=little, mode="r").view(np.ndarray) if size else np.zeros(0, dtype=little)
 
 
 class TokenShards:
@@ -221,8 +222,6 @@ class TokenShards:
             parts.append(lengths)
         self.lengths = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
         self._first = np.cumsum([0, *(s.documents for s in self.shards)])
-        # Offset of each document in its own shard, in tokens.
-        self._offsets = np.concatenate([np.cumsum(p) - p for p in parts]) if parts else np.zeros(0, dtype=np.int64)
         digest = hashlib.sha256()
         for shard in self.shards:
             for suffix in ("bin", "parquet"):
@@ -239,12 +238,21 @@ class TokenShards:
         return int(self.lengths.sum())
 
     @cached_property
-    def _maps(self) -> list[Ids]:
+    def maps(self) -> list[Ids]:
+        """The token files, one read-only memory map each; opened anew in each process."""
         return [map_tokens(self._base / s.files["bin"].name, self.dtype) for s in self.shards]
 
+    @cached_property
+    def placement(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """int32 [D] which of :attr:`maps` a document is in, int64 [D] its first token there."""
+        counts = np.diff(self._first)
+        ends = np.cumsum(self.lengths)
+        begin_of_file = np.concatenate([[0], ends])[self._first[:-1]]
+        file = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        return file, ends - self.lengths - begin_of_file[file]
+
     def __getstate__(self) -> dict[str, object]:
-        # Memory maps are opened anew in each process.
-        return {k: v for k, v in self.__dict__.items() if k != "_maps"} | {"_group": None}
+        return {k: v for k, v in self.__dict__.items() if k != "maps"} | {"_group": None}
 
     def tokens(self, document: int, start: int = 0, stop: int | None = None) -> Ids:
         """A document's tokens, or a part of them: a read-only view of the memory map."""
@@ -252,9 +260,9 @@ class TokenShards:
         stop = length if stop is None else stop
         if not 0 <= start <= stop <= length:
             raise IndexError(f"tokens {start}:{stop} of document {document}, which has {length}")
-        shard = int(np.searchsorted(self._first, document, side="right")) - 1
-        offset = int(self._offsets[document])
-        return self._maps[shard][offset + start : offset + stop]
+        file, first = self.placement
+        offset = int(first[document])
+        return self.maps[file[document]][offset + start : offset + stop]
 
     @cached_property
     def spans(self) -> SpanTable:
