@@ -29,7 +29,8 @@ from multiprocessing.process import BaseProcess
 from tokkit.errors import ResumableStop, TokkitError, TransientError
 from tokkit.pipelines.ledger import CommitRecord
 from tokkit.pipelines.plan import PlannedUnit
-from tokkit.pipelines.unit import Report, UnitJob, UnitProcessor, Work
+from tokkit.pipelines.unit import UnitJob, UnitProcessor
+from tokkit.pipelines.work import Report, Work
 
 TRANSIENT = (TransientError, OSError, MemoryError)
 Done = Callable[[PlannedUnit, CommitRecord], None]

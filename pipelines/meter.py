@@ -12,7 +12,7 @@ from tokkit.pipelines.finish import add_counts
 from tokkit.pipelines.ledger import CommitRecord
 from tokkit.pipelines.plan import Plan, PlannedUnit
 from tokkit.pipelines.progress import Progress
-from tokkit.pipelines.unit import STAGES, Work
+from tokkit.pipelines.work import STAGES, Work
 
 if TYPE_CHECKING:
     from tokkit.pipelines.shard import ShardConfig

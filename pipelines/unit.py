@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,57 +21,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from tokkit.documents import Audio, Document, Failure, Image, Media, Outcome, Text
+from tokkit.documents import Audio, Document, Failure, Image, Outcome, Text
 from tokkit.errors import BudgetExceeded, ItemError
-from tokkit.interleave import AudioCodes, ImageCodes, Layout, Part, Span, TextCodes, encode, order_segments
+from tokkit.interleave import Layout, Part, Span, TextCodes, encode, order_segments
 from tokkit.media.images import decode_image
+from tokkit.pipelines.assembly import Pending, Slot, codes_of, join_texts, verdict, with_document
 from tokkit.pipelines.ledger import CommitRecord, Ledger, SplitCounts, Tally, unit_entry
 from tokkit.pipelines.plan import PlannedUnit
+from tokkit.pipelines.work import Report, Work
 from tokkit.shards.native import DocumentRow, ShardWriter
 from tokkit.sources.base import Census, ContainerDamage, Source
-from tokkit.vocabulary import Ids, UnifiedVocabulary
+from tokkit.vocabulary import UnifiedVocabulary
 
 if TYPE_CHECKING:
     from tokkit.pipelines.shard import ShardConfig
     from tokkit.tokenizers.image.model import ImageTokenizer
     from tokkit.tokenizers.text import TextTokenizer
 
-STAGES = ("read", "decode", "encode", "text", "write", "count")
 TEXT_BATCH = 64  # documents whose texts are tokenised in one call
 PENDING_LIMIT = 1024  # documents that may wait for the first one's pictures before these are encoded in a padded batch
 REPORT_EVERY = 0.25  # seconds between two reports of a unit's progress
-
-
-@dataclass(slots=True)
-class Work:
-    """Amounts of work, and seconds by stage; what progress reports and the run's summary add up."""
-
-    documents: int = 0
-    images: int = 0
-    tokens: int = 0
-    bytes: float = 0.0
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def take(self) -> Work:
-        """What has gathered since the last call."""
-        taken = Work(self.documents, self.images, self.tokens, self.bytes, self.seconds)
-        self.documents = self.images = self.tokens = 0
-        self.bytes, self.seconds = 0.0, {}
-        return taken
-
-    def add(self, other: Work) -> None:
-        self.documents += other.documents
-        self.images += other.images
-        self.tokens += other.tokens
-        self.bytes += other.bytes
-        for stage, seconds in other.seconds.items():
-            self.spend(stage, seconds)
-
-    def spend(self, stage: str, seconds: float) -> None:
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
-
-
-Report = Callable[[Work], None]
 
 
 @dataclass(frozen=True)
@@ -84,26 +53,6 @@ class UnitJob:
     layout: Layout
     device: str
     numeric: str
-
-
-@dataclass(eq=False)
-class _Slot:
-    """A media item on its way: codes once they are known, or the failure that stands in their place."""
-
-    media: Media
-    failure: Failure | None = None
-    codes: Ids | None = None
-
-
-@dataclass(eq=False)
-class _Pending:
-    """A document whose pictures are being encoded."""
-
-    document: Document
-    segments: list[Text | _Slot]
-
-    def ready(self) -> bool:
-        return all(not isinstance(s, _Slot) or s.failure is not None or s.codes is not None for s in self.segments)
 
 
 @dataclass(slots=True)
@@ -125,9 +74,9 @@ class ImageBatcher:
 
     def __init__(self, tokenizer: ImageTokenizer, batch_size: int) -> None:
         self._tokenizer, self._batch_size = tokenizer, batch_size
-        self._waiting: list[tuple[_Slot, npt.NDArray[np.uint8]]] = []
+        self._waiting: list[tuple[Slot, npt.NDArray[np.uint8]]] = []
 
-    def add(self, slot: _Slot, pixels: npt.NDArray[np.uint8]) -> None:
+    def add(self, slot: Slot, pixels: npt.NDArray[np.uint8]) -> None:
         """Queue a picture [H, W, 3]."""
         self._waiting.append((slot, pixels))
 
@@ -178,7 +127,7 @@ class _Attempt:
         self.planned, self.unit = planned, planned.unit
         self.source = self.job.sources[self.unit.source]
         self.tally = Tally(self.unit.source)
-        self.pending: deque[_Pending] = deque()
+        self.pending: deque[Pending] = deque()
         self.batcher = ImageBatcher(processor.image, self.config.batch_size) if processor.image else None
         self.splits = {split: _SplitTally() for split in (("train", "val") if self.config.val_fraction else ("train",))}
         self.work, self.report, self.reported = Work(), report, time.monotonic()
@@ -241,29 +190,29 @@ class _Attempt:
                 self.tally.item(document, index, media, document.failure)
             self.refuse(document, document.failure)
             return
-        segments: list[Text | _Slot] = []
-        pixels: list[tuple[_Slot, npt.NDArray[np.uint8]]] = []
+        segments: list[Text | Slot] = []
+        pixels: list[tuple[Slot, npt.NDArray[np.uint8]]] = []
         for segment in order_segments(document, self.config.pair_order, self.config.seed):
             if isinstance(segment, Text):
                 segments.append(segment)
                 continue
-            slot = _Slot(segment, segment.failure)
+            slot = Slot(segment, segment.failure)
             if slot.failure is None:
                 with self.stage("decode"):
                     decoded = self.decode(slot)
                 if decoded is not None:
                     pixels.append((slot, decoded))
             segments.append(slot)
-        failure = verdict(document, [s for s in segments if isinstance(s, _Slot)])
-        by_media = {id(s.media): s for s in segments if isinstance(s, _Slot)}
+        failure = verdict(document, [s for s in segments if isinstance(s, Slot)])
+        by_media = {id(s.media): s for s in segments if isinstance(s, Slot)}
         for index, media in enumerate(document.media):
             # What was fine in a document that is not committed shares the document's outcome.
-            self.tally.item(document, index, media, by_media[id(media)].failure or _with_document(failure))
+            self.tally.item(document, index, media, by_media[id(media)].failure or with_document(failure))
         if failure is not None:
             self.refuse(document, failure)
             return
         self.rejected_in_a_row = 0
-        self.pending.append(_Pending(document, segments))
+        self.pending.append(Pending(document, segments))
         for slot, picture in pixels:
             assert self.batcher is not None
             self.batcher.add(slot, picture)
@@ -274,7 +223,7 @@ class _Attempt:
         if len(self.pending) >= TEXT_BATCH:
             self.drain(TEXT_BATCH)
 
-    def decode(self, slot: _Slot) -> npt.NDArray[np.uint8] | None:
+    def decode(self, slot: Slot) -> npt.NDArray[np.uint8] | None:
         """The picture as the tokenizer takes it, or None with the slot's failure set."""
         if isinstance(slot.media, Audio):
             slot.failure = Failure(Outcome.FILTERED, "no-audio-tokenizer", "this run has no audio tokenizer")
@@ -326,7 +275,7 @@ class _Attempt:
             codes = iter(self.processor.text.encode_batch(texts))
         with self.stage("write"):
             for pending, segments in zip(batch, parts, strict=True):
-                self.write(pending.document, [TextCodes(next(codes)) if isinstance(s, str) else _part(s) for s in segments])
+                self.write(pending.document, [TextCodes(next(codes)) if isinstance(s, str) else codes_of(s) for s in segments])
 
     def write(self, document: Document, parts: list[Part]) -> None:
         ids, spans = encode(parts, self.job.vocabulary, self.job.layout)
@@ -372,35 +321,6 @@ class _Attempt:
         )
 
 
-def verdict(document: Document, slots: list[_Slot]) -> Failure | None:
-    """Whether a document can be written with what became of its media; None if so.
-
-    A pair is nothing without its media. Any other document goes on without a lost item, unless nothing else is in it.
-    """
-    failures = [s.failure for s in slots if s.failure is not None]
-    if document.pair and failures:
-        return failures[0]
-    if any(isinstance(s, Text) and s.text for s in document.segments) or len(failures) < len(slots):
-        return None
-    if failures:
-        return Failure(failures[0].outcome, "nothing-left", f"no text, and no media item of {len(slots)} is usable")
-    return Failure(Outcome.REJECTED, "empty-document", "no text and no media items")
-
-
-def join_texts(segments: list[Text | _Slot], joiner: str) -> list[str | _Slot]:
-    """Texts as strings and media with codes, in order; texts with nothing left between them become one, with ``joiner``."""
-    joined: list[str | _Slot] = []
-    for segment in segments:
-        if isinstance(segment, _Slot):
-            if segment.failure is None:
-                joined.append(segment)
-        elif joined and isinstance(joined[-1], str):
-            joined[-1] += joiner + segment.text
-        else:
-            joined.append(segment.text)
-    return joined
-
-
 def tokens_by_kind(total: int, spans: list[Span]) -> Counter[str]:
     """Tokens of each modality's spans, and under ``marker`` those outside of any (the document's ends)."""
     kinds: Counter[str] = Counter()
@@ -408,17 +328,6 @@ def tokens_by_kind(total: int, spans: list[Span]) -> Counter[str]:
         kinds[span.modality] += span.length
     kinds["marker"] = total - sum(kinds.values())
     return kinds
-
-
-def _part(slot: _Slot) -> ImageCodes | AudioCodes:
-    assert slot.codes is not None
-    return ImageCodes(slot.codes, slot.media.hash)
-
-
-def _with_document(failure: Failure | None) -> Failure | None:
-    if failure is None:
-        return None
-    return Failure(failure.outcome, "document-not-committed", f"the document is not: {failure.reason}")
 
 
 def _sorted(counts: Counter[str]) -> dict[str, int]:

@@ -169,6 +169,41 @@ def test_picture_codes_are_the_tokenizers_own_whatever_the_neighbours(world: Wor
     assert checked == clean.manifest.items["image"]["committed"]
 
 
+def test_every_batch_has_the_fixed_shape(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokkit.tokenizers.image.model import ImageTokenizer
+
+    encode, shapes = ImageTokenizer.encode, []
+
+    def seen(self: ImageTokenizer, pixels):  # type: ignore[no-untyped-def]
+        shapes.append(tuple(pixels.shape))
+        return encode(self, pixels)
+
+    monkeypatch.setattr(ImageTokenizer, "encode", seen)
+    result = world.run(tmp_path / "out", pack=None, report_documents=0)
+    pictures = result.manifest.items["image"]["committed"]
+    assert set(shapes) == {(4, 32, 32, 3)}
+    assert len(shapes) < pictures / 2  # and they are filled across documents
+
+
+def test_a_hugging_face_tokenizer_does_as_well(world: World, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=["</s>", "<image>"])
+    tokenizer.train_from_iterator(["the quick brown fox jumps"] * 9, trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    result = world.run(tmp_path / "out", text_tokenizer=tmp_path / "tokenizer.json", text_vocab_size=512, pack=None)
+    assert result.manifest.tokenizers["text"].kind == "huggingface"
+    assert result.manifest.tokenizers["text"].lossless
+    found = {(source, locator): parts for source, locator, parts in documents_of(result.out)}
+    for locator, text in world.corpus.texts.items():
+        assert found["texts", locator] == [text]
+    assert UnifiedVocabulary.load(result.out / "vocabulary.json").marker("begin_document") == 512
+
+
 def test_the_split_is_by_content_and_kept_apart(world: World, clean: ShardResult) -> None:
     train, val = open_shards(clean.out, "train"), open_shards(clean.out, "val")
     assert 0 < val.num_documents < train.num_documents

@@ -288,3 +288,14 @@ def test_a_real_folder_of_bad_files_is_wholly_accounted_for(shared_data: Path) -
         assert taken | {Path(file.path).name for file in resolved.ignored} == files
         for source in resolved.sources:
             assert read_all(source, 2000).documents
+
+
+def test_a_folders_own_notes_are_not_documents_unless_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a document")
+    for name in ("README.md", "license.txt", "LICENSE"):
+        (tmp_path / name).write_text("about this folder")
+    found = resolve_inputs([str(tmp_path)])
+    assert [f.name for s in found.sources for f in s.files] == ["a.txt"]
+    assert {Path(f.path).name for f in found.ignored} == {"README.md", "license.txt", "LICENSE"}
+    named = resolve_inputs([str(tmp_path / "README.md"), f"text:{tmp_path / '*.txt'}"])
+    assert {f.name for s in named.sources for f in s.files} == {"README.md", "a.txt", "license.txt"}

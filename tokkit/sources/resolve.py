@@ -25,6 +25,10 @@ _FORMAT = re.compile(r"([A-Za-z][A-Za-z0-9_-]*):(?!//)(.+)", re.DOTALL)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
+# Files that speak of a folder rather than belong to the corpus in it.
+OWN_NOTES = {"README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "ATTRIBUTION", "CHANGELOG", "CITATION"}
+
+
 @dataclass(frozen=True, slots=True)
 class IgnoredFile:
     """A file that was seen and is not read: where it lies, and why."""
@@ -237,6 +241,8 @@ def _verdict(one: _Input, path: Path) -> Recognition:
     if not path.is_file():
         return Recognition(None, "not a regular file")
     if one.format is None:
+        if not one.single and path.stem.upper() in OWN_NOTES and path.suffix.lower() in ("", ".txt", ".md"):
+            return Recognition(None, "the folder's own notes: name the file or its format to read it")
         return recognise(path)
     if one.single or path.name.lower().endswith(FORMATS[one.format].suffixes):
         return Recognition(one.format)

@@ -1,0 +1,71 @@
+"""A document while its media are on the way: slots that wait for codes, and what the document becomes with what was lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokkit.documents import Document, Failure, Media, Outcome, Text
+from tokkit.interleave import AudioCodes, ImageCodes
+from tokkit.vocabulary import Ids
+
+
+@dataclass(eq=False)
+class Slot:
+    """A media item on its way: codes once they are known, or the failure that stands in their place."""
+
+    media: Media
+    failure: Failure | None = None
+    codes: Ids | None = None
+
+
+@dataclass(eq=False)
+class Pending:
+    """A document whose pictures are being encoded."""
+
+    document: Document
+    segments: list[Text | Slot]
+
+    def ready(self) -> bool:
+        return all(not isinstance(s, Slot) or s.failure is not None or s.codes is not None for s in self.segments)
+
+
+def verdict(document: Document, slots: list[Slot]) -> Failure | None:
+    """Whether a document can be written with what became of its media; None if so.
+
+    A pair is nothing without its media. Any other document goes on without a lost item, unless nothing else is in it.
+    """
+    failures = [s.failure for s in slots if s.failure is not None]
+    if document.pair and failures:
+        return failures[0]
+    if any(isinstance(s, Text) and s.text for s in document.segments) or len(failures) < len(slots):
+        return None
+    if failures:
+        return Failure(failures[0].outcome, "nothing-left", f"no text, and no media item of {len(slots)} is usable")
+    return Failure(Outcome.REJECTED, "empty-document", "no text and no media items")
+
+
+def join_texts(segments: list[Text | Slot], joiner: str) -> list[str | Slot]:
+    """Texts as strings and media with codes, in order; texts with nothing left between them become one, with ``joiner``."""
+    joined: list[str | Slot] = []
+    for segment in segments:
+        if isinstance(segment, Slot):
+            if segment.failure is None:
+                joined.append(segment)
+        elif joined and isinstance(joined[-1], str):
+            joined[-1] += joiner + segment.text
+        else:
+            joined.append(segment.text)
+    return joined
+
+
+def codes_of(slot: Slot) -> ImageCodes | AudioCodes:
+    """A slot's codes as a part of the sequence."""
+    assert slot.codes is not None
+    return ImageCodes(slot.codes, slot.media.hash)
+
+
+def with_document(failure: Failure | None) -> Failure | None:
+    """What becomes of a sound item in a document that is not committed: the document's outcome."""
+    if failure is None:
+        return None
+    return Failure(failure.outcome, "document-not-committed", f"the document is not: {failure.reason}")
