@@ -91,6 +91,13 @@ def duration(seconds: float) -> str:
     return f"{minutes}:{rest:02d} min" if minutes < 100 else f"{minutes // 60}:{minutes % 60:02d} h"
 
 
+def amount(value: float, scale: float) -> str:
+    """A number for people: whole, but with decimals where the whole of it (``scale``) is a small fraction."""
+    if scale >= 10 or float(scale).is_integer():
+        return f"{value:,.0f}"
+    return f"{value:.2f}"
+
+
 class LineTask(Task):
     """A task that reports in plain lines: the first after ``every`` seconds, later ones at most ``every`` seconds apart."""
 
@@ -119,9 +126,10 @@ class LineTask(Task):
         elapsed = time.monotonic() - self._begin
         unit = f" {self._unit}" if self._unit else ""
         if self._total:
-            parts = [f"{self._done:,.0f}/{self._total:,.0f}{unit} ({100 * self._done / self._total:.0f} %)"]
+            share = 100 * self._done / self._total
+            parts = [f"{amount(self._done, self._total)}/{amount(self._total, self._total)}{unit} ({share:.0f} %)"]
         else:
-            parts = [f"{self._done:,.0f}{unit}"]
+            parts = [f"{amount(self._done, self._done)}{unit}"]
         parts += [f"{k} {v}" for k, v in self._values.items()]
         parts.append(f"{duration(elapsed)} elapsed")
         if not last and self._total and self._done:

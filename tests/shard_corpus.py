@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import multiprocessing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from sources_helpers import tar_bytes
 
+from tokkit.sources.base import Unit, UnitReader
+from tokkit.sources.jsonl import JsonlSource
 from tokkit.storage import sha256_file
 
 PAIRS = 26
@@ -160,3 +163,12 @@ def snapshot(out: Path) -> dict[str, str]:
         for path in sorted(out.rglob("*"))
         if path.is_file() and path.relative_to(out).parts[0] != "run"
     }
+
+
+class FailsInWorkers(JsonlSource):
+    """A source whose disk fails, but only for worker processes."""
+
+    def read(self, unit: Unit) -> UnitReader:
+        if multiprocessing.parent_process() is not None:
+            raise OSError(5, "Input/output error")
+        return super().read(unit)

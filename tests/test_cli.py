@@ -161,3 +161,10 @@ def test_progress_in_a_log_file_is_plain_lines() -> None:
     assert "\x1b" not in out.getvalue()
     assert "\r" not in out.getvalue()
     assert [duration(s) for s in (5, 187, 8100)] == ["5 s", "3:07 min", "2:15 h"]
+
+
+def test_small_amounts_keep_their_decimals() -> None:
+    out = io.StringIO()
+    with LineProgress(out).task("read", total=0.31, unit="MB") as task:
+        task.advance(0.31)
+    assert out.getvalue().startswith("read: 0.31/0.31 MB (100 %)")

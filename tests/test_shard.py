@@ -13,8 +13,21 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from shard_corpus import AUDIO, DOCUMENTS, PAIRS, TEXTS, Corpus, picture, snapshot, write_corpus, write_tokenizers
+from shard_corpus import (
+    AUDIO,
+    DOCUMENTS,
+    PAIRS,
+    TEXTS,
+    Corpus,
+    FailsInWorkers,
+    picture,
+    snapshot,
+    write_corpus,
+    write_tokenizers,
+)
 
 from tokkit.errors import BudgetExceeded, ConfigError, FingerprintMismatch, ResumableStop, UsageError, VerificationError
 from tokkit.interleave import ImageCodes, Layout, TextCodes, decode
@@ -30,6 +43,7 @@ from tokkit.pipelines.verify import VerifyConfig, verify
 from tokkit.shards.native import open_shards
 from tokkit.sources.base import Unit
 from tokkit.sources.jsonl import JsonlSource
+from tokkit.sources.resolve import ResolvedInputs
 from tokkit.sources.webdataset import WebDatasetSource
 from tokkit.tokenizers.image import load_image_tokenizer
 from tokkit.vocabulary import UnifiedVocabulary
@@ -384,6 +398,46 @@ def test_a_run_that_is_cut_short_at_its_end_goes_on(
     assert snapshot(tmp_path / "out") == snapshot(clean.out)
 
 
+def test_what_an_end_that_was_killed_left_behind_is_removed(
+    world: World, clean: ShardResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tokkit.pipelines.shard
+
+    def fault(*args: object) -> None:
+        raise StopError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokkit.pipelines.shard, "publish_rejects", fault)
+        with pytest.raises(StopError):
+            world.run(tmp_path / "out")
+    for name in ("tokens/train/00099.bin", "tokens/val/shard.bin.tmp-1-ab", "rejects/00099.jsonl", "commits/x.json.tmp-1-ab"):
+        (tmp_path / "out" / name).write_bytes(b"left")
+    world.run(tmp_path / "out")
+    assert snapshot(tmp_path / "out") == snapshot(clean.out)
+
+
+def test_documents_keep_their_order_while_a_picture_waits_for_its_batch(world: World, tmp_path: Path) -> None:
+    """One picture, then more texts than may wait: all are written, the picture's document first."""
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    (folder / "p.png").write_bytes(picture(5))
+    strings = pa.list_(pa.string())
+    rows = [f"text number {n}" for n in range(1500)]
+    table = pa.table(
+        {
+            "images": pa.array([["p.png", None]] + [[None]] * 1500, strings),
+            "texts": pa.array([[None, "after the picture"]] + [[r] for r in rows], strings),
+        }
+    )
+    pq.write_table(table, folder / "d.parquet")
+    out = world.run(tmp_path / "out", inputs=[str(folder)], pack=None, unit_bytes=1 << 30, val_fraction=0.0).out
+    locators = [row for t in open_shards(out).tables(["locator"]) for row in t.column("locator").to_pylist()]
+    assert locators == [f"d.parquet:{n}" for n in range(1501)]
+    found = [parts for _, _, parts in documents_of(out)]
+    assert [type(p) for p in found[0]] == [np.ndarray, str]
+    assert [parts[0] for parts in found[1:]] == rows
+
+
 def test_a_commit_whose_payload_is_lost_is_done_again(world: World, clean: ShardResult, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     import tokkit.pipelines.shard
 
@@ -532,6 +586,22 @@ def test_a_passing_failure_of_the_disk_rejects_nothing(
     monkeypatch.setattr(JsonlSource, "read", flaky)
     world.run(tmp_path / "out")
     assert failed
+    assert snapshot(tmp_path / "out") == snapshot(clean.out)
+
+
+def test_a_unit_that_fails_in_a_worker_is_taken_up_again(
+    world: World, clean: ShardResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tokkit.pipelines.shard
+    from tokkit.sources.resolve import resolve_inputs
+
+    def resolve(inputs: list[str]) -> ResolvedInputs:
+        found = resolve_inputs(inputs)
+        sources = [FailsInWorkers(s.name, s.root, s.files) if isinstance(s, JsonlSource) else s for s in found.sources]
+        return ResolvedInputs(sources, found.ignored)
+
+    monkeypatch.setattr(tokkit.pipelines.shard, "resolve_inputs", resolve)
+    world.run(tmp_path / "out", workers=2)
     assert snapshot(tmp_path / "out") == snapshot(clean.out)
 
 
@@ -701,9 +771,10 @@ def test_ids_that_contradict_their_spans_are_found(copy: Path) -> None:
         shutil.rmtree(copy / "packs", ignore_errors=True)
         (copy / "packs").mkdir()
         _rewrite(copy, change)
-        found = verify(VerifyConfig(directory=copy), SILENT)
-        assert not found.ok
-        assert problem in " ".join(found.problems), problem
+        for decoded in (0, 1000):  # span by span, and by the grammar too
+            found = verify(VerifyConfig(directory=copy, decode_at_most=decoded), SILENT)
+            assert not found.ok
+            assert problem in " ".join(found.problems), problem
 
 
 def test_counts_that_do_not_add_up_are_found(copy: Path) -> None:
