@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 OUTCOMES = [outcome.value for outcome in Outcome]
 
 
-def _table(title: str, first: str, columns: list[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+def _table(console: Console, title: str, first: str, columns: list[str]) -> Table:
+    """Print a title, and make the table that comes below it (a title of the table's own would wrap at its width)."""
+    console.print(f"\n{title}", style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(first)
     for column in columns:
         table.add_column(column, justify="right")
@@ -28,7 +30,9 @@ def _table(title: str, first: str, columns: list[str]) -> Table:
 def show_manifest(console: Console, manifest: Manifest) -> None:
     """Documents and media items by source and outcome, and tokens by modality."""
     used = [o for o in OUTCOMES if any(o in s.documents or any(o in c for c in s.items.values()) for s in manifest.sources)]
-    table = _table("\nWhat became of every document and media item", "source", [*(o.replace("_", " ") for o in used), "in all"])
+    table = _table(
+        console, "What became of every document and media item", "source", [*(o.replace("_", " ") for o in used), "in all"]
+    )
     for source in manifest.sources:
         rows = {f"{source.name} ({source.format})": source.documents}
         rows |= {f"  {modality} items": counts for modality, counts in source.items.items()}
@@ -45,23 +49,25 @@ def show_manifest(console: Console, manifest: Manifest) -> None:
         for reason, count in source.reasons.items():
             reasons[reason] = reasons.get(reason, 0) + count
     if reasons:
-        table = _table("\nReasons", "level / outcome / reason", ["count"])
+        table = _table(console, "Reasons", "level / outcome / reason", ["count"])
         for reason in sorted(reasons, key=lambda r: (-reasons[r], r)):
             table.add_row(reason.replace("/", " / "), f"{reasons[reason]:,}")
         console.print(table)
     if manifest.ignored:
-        table = _table("\nFiles of the inputs that were not read", "why", ["files"])
+        table = _table(console, "Files of the inputs that were not read", "why", ["files"])
         for why, count in manifest.ignored.items():
             table.add_row(why, f"{count:,}")
         console.print(table)
     kinds = sorted({kind for split in manifest.splits.values() for kind in split.tokens_by_kind})
-    table = _table("\nTokens", "split", ["documents", *kinds, "in all", "shards"])
+    table = _table(console, "Tokens", "split", ["documents", *kinds, "in all", "shards"])
     for name, split in manifest.splits.items():
         cells = [f"{split.tokens_by_kind.get(kind, 0):,}" for kind in kinds]
         table.add_row(name, f"{split.documents:,}", *cells, f"{split.tokens:,}", str(len(split.shards)))
     console.print(table)
     if manifest.trial is not None:
-        table = _table(f"\nA trial over {manifest.trial['limit']} documents; the whole input would come to about", "", [""])
+        table = _table(
+            console, f"A trial over {manifest.trial['limit']} documents; the whole input would come to about", "", [""]
+        )
         for key, value in manifest.trial.items():
             if key.startswith("estimated_"):
                 table.add_row(key.removeprefix("estimated_").replace("_", " "), f"{value:,}")
@@ -72,7 +78,9 @@ def show_packs(console: Console, packs: Mapping[str, SplitResult]) -> None:
     """Packing efficiency by split, with the bound that no plan of these pieces can beat."""
     if not packs:
         return
-    table = _table("\nPacking", "split", ["seq_len", "rows", "at least", "efficiency", "at most", "documents cut", "left out"])
+    table = _table(
+        console, "Packing", "split", ["seq_len", "rows", "at least", "efficiency", "at most", "documents cut", "left out"]
+    )
     for name, pack in packs.items():
         places = max(pack.bound_martello_toth, 1) * pack.seq_len
         table.add_row(
@@ -93,7 +101,7 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     if not summary.get("documents"):
         return
     amounts = {"read": "documents", "decode": "images", "encode": "images", "text": "documents", "write": "tokens"}
-    table = _table("\nThroughput by stage (per second of one worker)", "stage", ["seconds", "per second"])
+    table = _table(console, "Throughput by stage (per second of one worker)", "stage", ["seconds", "per second"])
     for stage, seconds in summary["stage_seconds"].items():
         rate = ""
         if seconds > 0 and summary.get(amounts.get(stage, ""), 0):
