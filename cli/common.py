@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from tokkit.errors import EXIT_RESUMABLE, EXIT_USAGE, TokkitError
+from tokkit.errors import EXIT_FAILED, EXIT_RESUMABLE, EXIT_USAGE, TokkitError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,6 +63,13 @@ def session(*, json: bool, debug: bool, quiet: bool, resumable: bool = False) ->
         if debug:
             traceback.print_exc()
         _leave(str(error), error.exit_code, json)
+    except BrokenPipeError:
+        raise  # whoever read our output has left; nothing to tell them
+    except OSError as error:
+        if debug:
+            traceback.print_exc()
+        where = f"{error.filename}: " if error.filename else ""
+        _leave(f"{where}{error.strerror or error}", EXIT_FAILED, json)
     except KeyboardInterrupt:
         message = "stopped; what is committed is safe, the same command goes on from here" if resumable else "stopped"
         _leave(message, EXIT_RESUMABLE if resumable else 130, json)

@@ -19,7 +19,7 @@ from tokkit.documents import Document, Failure, Media, Outcome, modality_of
 from tokkit.errors import DataError, VerificationError
 from tokkit.shards.manifest import Counts, ShardFile
 from tokkit.sources.base import ContainerDamage, Unit
-from tokkit.storage import create_if_absent, is_attempt, pretty_json, read_json, replacing, sha256_file
+from tokkit.storage import create_if_absent, pretty_json, read_json, remove_attempts, replacing, sha256_file
 
 
 class UnitEntry(BaseModel):
@@ -148,12 +148,10 @@ class Ledger:
         for folder in (self.commits, self.rejects, self.payloads):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def clean(self) -> int:
-        """Remove what attempts that never came to their end left; only while no process is at work. Returns how many files."""
-        left = [p for folder in (self.commits, self.rejects, self.payloads) for p in folder.iterdir() if is_attempt(p)]
-        for path in left:
-            path.unlink()
-        return len(left)
+    def clean(self) -> None:
+        """Remove what attempts that never came to their end left; only while no process is at work."""
+        for folder in (self.commits, self.rejects, self.payloads):
+            remove_attempts(folder)
 
     def commit(self, record: CommitRecord) -> bool:
         """Make a unit's payload real. Returns False where another attempt had done so before."""

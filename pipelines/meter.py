@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from tokkit.documents import Outcome
 from tokkit.errors import BudgetExceeded
-from tokkit.pipelines.finish import add_counts
 from tokkit.pipelines.ledger import CommitRecord
 from tokkit.pipelines.plan import Plan, PlannedUnit
 from tokkit.pipelines.progress import Progress
@@ -29,6 +29,9 @@ class Meter:
         self._config, self._progress, self._records = config, progress, records
         self._all = plan.units
         self._resumed, self._todo = len(records), todo
+        self._counts, self._reasons = Counter[str](), Counter[str]()
+        for record in records.values():
+            self._count(record)
         self._work = Work()
         self._metrics = config.out / "run" / "metrics.jsonl"
         self._begin = time.monotonic()
@@ -46,20 +49,24 @@ class Meter:
         self._progress.finish(self._task)
         self._file.close()
 
+    def _count(self, record: CommitRecord) -> None:
+        self._counts.update(record.documents)
+        self._reasons.update(record.reasons)
+
     def report(self, work: Work) -> None:
         self._work.add(work)
         elapsed = max(time.monotonic() - self._begin, 1e-9)
-        rejected = add_counts(r.documents for r in self._records.values()).get(Outcome.REJECTED, 0)
         self._task.fields(
             docs=f"{self._work.documents:,}",
             images=f"{self._work.images:,}",
             tokens=f"{self._work.tokens:,} ({self._work.tokens / elapsed:,.0f}/s)",
-            rejected=f"{rejected:,}",
+            rejected=f"{self._counts[Outcome.REJECTED]:,}",
         )
         self._task.advance(work.documents if self._unit == "documents" else work.bytes / 1e6)
 
     def done(self, planned: PlannedUnit, record: CommitRecord) -> None:
         self._records[planned.index] = record
+        self._count(record)
         entry = {
             "time": round(time.time(), 3),
             "unit": planned.index,
@@ -74,14 +81,13 @@ class Meter:
         self._check_budget()
 
     def _check_budget(self) -> None:
-        counts = add_counts(r.documents for r in self._records.values())
-        total, rejected = sum(counts.values()), counts.get(Outcome.REJECTED, 0)
+        total, rejected = self._counts.total(), self._counts[Outcome.REJECTED]
         if total >= REJECT_RATIO_AFTER and rejected > self._config.max_reject_ratio * total:
-            reasons = add_counts(r.reasons for r in self._records.values())
-            common = max((k for k in reasons if k.startswith("document/rejected/")), key=lambda k: reasons[k])
+            rejects = {k: n for k, n in self._reasons.items() if k.startswith("document/rejected/")}
+            common = max(sorted(rejects), key=lambda k: rejects[k])
             raise BudgetExceeded(
                 f"{rejected} of {total} documents were rejected, more than --max-reject-ratio "
-                f"{self._config.max_reject_ratio:g}; most often {common.rsplit('/', 1)[1]} ({reasons[common]}). "
+                f"{self._config.max_reject_ratio:g}; most often {common.rsplit('/', 1)[1]} ({rejects[common]}). "
                 f"The rejects are in run/payloads/*.rejects.jsonl; mend the input or raise the ratio"
             )
 

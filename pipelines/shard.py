@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 import tokkit
-from tokkit.errors import UsageError
+from tokkit.errors import ResumableStop, UsageError
 from tokkit.interleave import ImageLayout, PairOrder
 from tokkit.media.images import ImageLimits
 from tokkit.packing.split import SplitPolicy
@@ -39,7 +39,7 @@ from tokkit.pipelines.unit import UnitJob
 from tokkit.shards.manifest import NAME as MANIFEST
 from tokkit.shards.manifest import LayoutEntry, Manifest, load_manifest
 from tokkit.sources.resolve import ResolvedInputs, resolve_inputs
-from tokkit.storage import fingerprint_of, pretty_json, write_atomic
+from tokkit.storage import fingerprint_of, pretty_json, remove_attempts, write_atomic
 
 if TYPE_CHECKING:
     from tokkit.pipelines.pack import SplitResult
@@ -137,8 +137,19 @@ def shard(config: ShardConfig, progress: Progress) -> ShardResult:
     """
     resolved = resolve_inputs(config.inputs)
     setup = prepare(config, resolved)
+    try:
+        return _shard(config, setup, resolved, progress)
+    except OSError as error:
+        raise ResumableStop(
+            f"{error.filename or config.out}: {error.strerror or error}; what is committed is safe, "
+            f"run the same command again when the cause is gone"
+        ) from error
+
+
+def _shard(config: ShardConfig, setup: Setup, resolved: ResolvedInputs, progress: Progress) -> ShardResult:
     claim_directory(config.out, setup.semantic, setup.numeric)
     with _locked(config.out):
+        remove_attempts(config.out)
         write_atomic(config.out / "run" / "job.json", pretty_json(_job_entry(config)))
         setup.vocabulary.save(config.out / "vocabulary.json")
         plan = make_plan(resolved, config.out / "run", unit_bytes=config.unit_bytes, limit=config.limit, progress=progress)
@@ -150,10 +161,10 @@ def shard(config: ShardConfig, progress: Progress) -> ShardResult:
             summary: dict[str, object] = {"resumed_units": len(plan.units), "units": 0}
         else:
             summary = _encode(config, setup, resolved, plan, progress)
+            write_atomic(config.out / "run" / "summary.json", pretty_json(summary))
         packs = _pack(config, progress)
         _report(config, progress)
         shutil.rmtree(config.out / "run" / "payloads", ignore_errors=True)
-        write_atomic(config.out / "run" / "summary.json", pretty_json(summary))
     return ShardResult(config.out, load_manifest(config.out), summary, packs)
 
 

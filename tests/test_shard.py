@@ -410,7 +410,13 @@ def test_what_an_end_that_was_killed_left_behind_is_removed(
         patch.setattr(tokkit.pipelines.shard, "publish_rejects", fault)
         with pytest.raises(StopError):
             world.run(tmp_path / "out")
-    for name in ("tokens/train/00099.bin", "tokens/val/shard.bin.tmp-1-ab", "rejects/00099.jsonl", "commits/x.json.tmp-1-ab"):
+    for name in (
+        "tokens/train/00099.bin",
+        "tokens/val/shard.bin.tmp-1-ab",
+        "rejects/00099.jsonl",
+        "commits/x.json.tmp-1-ab",
+        "manifest.json.tmp-1-ab",
+    ):
         (tmp_path / "out" / name).write_bytes(b"left")
     world.run(tmp_path / "out")
     assert snapshot(tmp_path / "out") == snapshot(clean.out)
@@ -602,6 +608,22 @@ def test_a_unit_that_fails_in_a_worker_is_taken_up_again(
 
     monkeypatch.setattr(tokkit.pipelines.shard, "resolve_inputs", resolve)
     world.run(tmp_path / "out", workers=2)
+    assert snapshot(tmp_path / "out") == snapshot(clean.out)
+
+
+def test_a_full_disk_at_the_end_leaves_the_run_resumable(
+    world: World, clean: ShardResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tokkit.pipelines.shard
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokkit.pipelines.shard, "coalesce", full)
+        with pytest.raises(ResumableStop, match="No space left on device"):
+            world.run(tmp_path / "out")
+    world.run(tmp_path / "out")
     assert snapshot(tmp_path / "out") == snapshot(clean.out)
 
 

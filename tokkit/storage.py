@@ -31,6 +31,18 @@ def is_attempt(path: Path) -> bool:
     return ".tmp-" in path.name
 
 
+def remove_attempts(folder: Path) -> int:
+    """Remove files that attempts which never came to their end left in a folder; only while no process is at work there.
+
+    Returns:
+        how many there were.
+    """
+    left = [path for path in folder.iterdir() if is_attempt(path) and path.is_file()]
+    for path in left:
+        path.unlink()
+    return len(left)
+
+
 def fsync(path: Path) -> None:
     """Make a file's content, or a directory's entries (new names, renames), survive a power cut."""
     fd = os.open(path, os.O_RDONLY)
