@@ -7,7 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -85,7 +85,9 @@ def _leave(message: str, code: int, as_json: bool) -> NoReturn:
     if as_json:
         sys.stdout.write(json.dumps({"error": message, "exit_code": code}) + "\n")
     label = {EXIT_USAGE: "usage", EXIT_RESUMABLE: "stopped"}.get(code, "error")
-    sys.stderr.write(f"tokkit: {label}: {message}\n")
+    if sys.stderr is not None:
+        with suppress(OSError):
+            sys.stderr.write(f"tokkit: {label}: {message}\n")
     raise typer.Exit(code)
 
 

@@ -14,13 +14,16 @@ What can go wrong, and what follows:
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import signal
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
@@ -84,6 +87,7 @@ def _run_here(job: UnitJob, units: Sequence[PlannedUnit], report: Report, done: 
             try:
                 record = processor.process(planned, report)
             except TRANSIENT as error:
+                _stop_if_full(error)
                 aside.append((planned, _message(error)))
                 continue
             done(planned, record)
@@ -116,6 +120,7 @@ def _work(job: UnitJob, connection: Connection, parent: int) -> None:
             try:
                 connection.send(processor.process(planned, connection.send))
             except TRANSIENT as error:
+                _stop_if_full(error)
                 connection.send(_Failed(True, None, _message(error)))
     except (EOFError, BrokenPipeError, KeyboardInterrupt):
         return
@@ -123,6 +128,15 @@ def _work(job: UnitJob, connection: Connection, parent: int) -> None:
         connection.send(_Failed(False, _picklable(error), str(error)))
     except BaseException:
         connection.send(_Failed(False, None, traceback.format_exc()))
+
+
+def _stop_if_full(error: BaseException) -> None:
+    """No other unit fares better on a full or read-only disk: stop at once, rather than encode everything in vain."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        raise ResumableStop(
+            f"{error.filename or 'the output'}: {error.strerror}; what is committed is safe, "
+            f"run the same command again when there is space"
+        ) from error
 
 
 def _watch(parent: int) -> None:
@@ -143,6 +157,19 @@ def _picklable(error: TokkitError) -> TokkitError:
     return error
 
 
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Ctrl-C reaches the whole process group: workers inherit that they ignore it, their parent ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
 class _Pool:
     """Worker processes and what each is at."""
 
@@ -160,7 +187,8 @@ class _Pool:
             for _ in range(self._count):
                 mine, theirs = context.Pipe()
                 process = context.Process(target=_work, args=(self._job, theirs, os.getpid()), daemon=True)
-                process.start()
+                with _no_interrupts():
+                    process.start()
                 theirs.close()
                 self._workers[mine] = process
                 self._give(mine)

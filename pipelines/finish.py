@@ -26,7 +26,7 @@ from tokkit.pipelines.progress import Progress, Task
 from tokkit.pipelines.unit import payload_paths
 from tokkit.shards.manifest import Counts, Shard, ShardFile, SourceTotals, Split
 from tokkit.shards.native import ShardWriter, map_tokens
-from tokkit.storage import is_attempt, replacing, sha256_file
+from tokkit.storage import is_attempt, remove_attempts, replacing, sha256_file
 from tokkit.vocabulary import Ids
 
 SPLITS = ("train", "val")
@@ -111,6 +111,7 @@ def coalesce(
                 continue
             directory = out / "tokens" / split
             directory.mkdir(parents=True, exist_ok=True)
+            remove_attempts(directory)
             shards = _write_shards(directory, _blocks(ledger, mine, split, dtype), dtype, shard_tokens, task)
             _remove_others(directory, {f.name for shard in shards for f in shard.files.values()})
             splits[split] = Split(
@@ -201,6 +202,11 @@ def publish_rejects(ledger: Ledger, records: Sequence[CommitRecord]) -> None:
         if file.bytes:
             target = ledger.rejects / f"{record.unit.index:05d}.jsonl"
             keep.add(target.name)
+            if sha256_file(ledger.payloads / file.name) != file.sha256:
+                raise VerificationError(
+                    f"{ledger.payloads / file.name} has changed since it was committed; remove "
+                    f"commits/{record.unit.index:05d}.json and run the same command again to redo that unit"
+                )
             with replacing(target) as temporary:
                 shutil.copyfile(ledger.payloads / file.name, temporary)
     _remove_others(ledger.rejects, keep)

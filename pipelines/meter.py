@@ -43,6 +43,11 @@ class Meter:
         self._unit = "documents" if self._config.limit is not None else "MB"
         self._task = self._progress.start("encode", total, self._unit)
         self._file = self._metrics.open("a", encoding="ascii")
+        try:
+            self._check_budget()  # of what earlier runs committed
+        except BudgetExceeded:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -78,6 +83,7 @@ class Meter:
         }
         self._file.write(json.dumps(entry) + "\n")
         self._file.flush()
+        self._task.fields(rejected=f"{self._counts[Outcome.REJECTED]:,}")
         self._check_budget()
 
     def _check_budget(self) -> None:

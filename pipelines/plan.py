@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tokkit.errors import DataError, FingerprintMismatch, UsageError
@@ -47,7 +47,9 @@ def make_plan(resolved: ResolvedInputs, directory: Path, *, unit_bytes: int, lim
     inputs_path, units_path = directory / "inputs.jsonl", directory / "units.jsonl"
     if units_path.exists():
         _check_inputs(inputs_path, inputs)
-        return Plan(sources, _read_units(units_path))
+        paths = {(source.name, file.name): file.path for source in resolved.sources for file in source.files}
+        planned = _read_units(units_path)  # the input may have been moved since
+        return Plan(sources, [replace(p, unit=replace(p.unit, path=paths[p.unit.source, p.unit.file])) for p in planned])
     units: list[Unit] = []
     with progress.task("plan", total=len(resolved.sources), unit="sources") as task:
         for source in resolved.sources:

@@ -97,7 +97,7 @@ def resolve_device(name: str) -> torch.device:
 def _text_entry(path: Path, text: TextTokenizer) -> TokenizerEntry:
     return TokenizerEntry(
         kind=text.kind,
-        name=path.name,
+        name=path.resolve().name,
         fingerprint=text.fingerprint,
         licence=text.licence,
         lossless=text.lossless,
@@ -108,7 +108,7 @@ def _text_entry(path: Path, text: TextTokenizer) -> TokenizerEntry:
 def _image_entry(path: Path, image: ImageTokenizer) -> TokenizerEntry:
     return TokenizerEntry(
         kind="image",
-        name=path.name,
+        name=path.resolve().name,
         fingerprint=image.fingerprint,
         licence=image.config.licence,
         detail={

@@ -11,7 +11,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -98,6 +98,13 @@ def amount(value: float, scale: float) -> str:
     return f"{value:.2f}"
 
 
+def write_line(out: TextIO, line: str) -> None:
+    """Write a line, or nothing where nobody reads it any more: work must not fail because its progress is not watched."""
+    with suppress(OSError, ValueError):
+        out.write(line + "\n")
+        out.flush()
+
+
 class LineTask(Task):
     """A task that reports in plain lines: the first after ``every`` seconds, later ones at most ``every`` seconds apart."""
 
@@ -134,8 +141,7 @@ class LineTask(Task):
         parts.append(f"{duration(elapsed)} elapsed")
         if not last and self._total and self._done:
             parts.append(f"{duration(elapsed * (self._total / self._done - 1))} left")
-        self._out.write(f"{self._name}: {', '.join(parts)}\n")
-        self._out.flush()
+        write_line(self._out, f"{self._name}: {', '.join(parts)}")
 
 
 class LineProgress(Progress):
@@ -151,8 +157,7 @@ class LineProgress(Progress):
         self._every = every
 
     def log(self, message: str) -> None:
-        self._out.write(message + "\n")
-        self._out.flush()
+        write_line(self._out, message)
 
     def start(self, name: str, total: float | None, unit: str) -> Task:
         return LineTask(self._out, name, total, unit, self._every)
@@ -219,6 +224,6 @@ class TerminalProgress(Progress):
 
 def default_progress(quiet: bool = False) -> Progress:
     """Bars on a terminal, lines elsewhere, nothing where asked for quiet."""
-    if quiet:
+    if quiet or sys.stderr is None:
         return SilentProgress()
     return TerminalProgress() if sys.stderr.isatty() else LineProgress()

@@ -68,7 +68,7 @@ class ShardConfig(BaseModel):
         limit: a trial over at most this many documents, spread over the input by bytes, that extrapolates to the whole.
         strict: stop at the first reject.
         max_reject_ratio: stop where more than this share of the documents is rejected (looked at after 1,000).
-        max_consecutive_rejects: stop after this many rejected documents in a row.
+        max_consecutive_rejects: stop after this many rejected documents in a row within a work unit.
         pack: also make a packing plan of this sequence length.
         report_documents: documents that report.html shows decoded back from their tokens.
     """
@@ -147,7 +147,10 @@ def shard(config: ShardConfig, progress: Progress) -> ShardResult:
 
 
 def _shard(config: ShardConfig, setup: Setup, resolved: ResolvedInputs, progress: Progress) -> ShardResult:
-    claim_directory(config.out, setup.semantic, setup.numeric)
+    try:
+        claim_directory(config.out, setup.semantic, setup.numeric)
+    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"{config.out} cannot be written to: {error.strerror}") from None
     with _locked(config.out):
         remove_attempts(config.out)
         write_atomic(config.out / "run" / "job.json", pretty_json(_job_entry(config)))
@@ -180,6 +183,7 @@ def _job_entry(config: ShardConfig) -> dict[str, object]:
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """One run at a time on a directory; the lock goes with the process, however that ends."""
+    (out / "run").mkdir(parents=True, exist_ok=True)
     with (out / "run" / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokkit.documents import Audio, Document, Failure, Image, Outcome, Text
-from tokkit.errors import BudgetExceeded, ItemError
+from tokkit.errors import BudgetExceeded, FingerprintMismatch, ItemError, TransientError
 from tokkit.interleave import Layout, Part, Span, TextCodes, encode, order_segments
 from tokkit.media.images import decode_image
 from tokkit.pipelines.assembly import Pending, Slot, codes_of, join_texts, verdict, with_document
@@ -93,7 +93,10 @@ class ImageBatcher:
         pixels = np.zeros((self._batch_size, *batch[0][1].shape), dtype=np.uint8)
         for row, (_, picture) in zip(pixels, batch, strict=False):
             row[...] = picture
-        codes = self._tokenizer.encode(torch.from_numpy(pixels)).cpu().numpy().astype(np.int32)
+        try:
+            codes = self._tokenizer.encode(torch.from_numpy(pixels)).cpu().numpy().astype(np.int32)
+        except torch.OutOfMemoryError as error:
+            raise TransientError(f"the device has no memory for a batch of {self._batch_size}: {error}") from error
         for (slot, _), item in zip(batch, codes, strict=False):
             slot.codes = item
         return len(batch)
@@ -142,6 +145,7 @@ class _Attempt:
             self.work.spend(name, time.perf_counter() - begin)
 
     def run(self) -> CommitRecord:
+        self.check_input()
         with ShardWriter(self.processor.ledger.payloads, self.job.vocabulary.dtype, index=False) as self.writer:
             consumed = self.read()
             while self.batcher is not None and self.encode_batch():
@@ -152,10 +156,21 @@ class _Attempt:
                 payload["rejects"] = self.processor.ledger.write_lines(self.planned.index, self.tally.lines)
         with self.stage("count"):
             census = self.source.census(self.unit) if self.planned.quota is None else Census(None)
+        self.check_input()
         record = self.record(payload, census, consumed)
         self.processor.ledger.commit(record)
         self.report(self.work.take())
         return record
+
+    def check_input(self) -> None:
+        """The file is still the one that was planned; what was read of another must not be committed."""
+        planned = next(file for file in self.source.files if file.name == self.unit.file)
+        now = Path(planned.path).stat()
+        if (now.st_size, now.st_mtime_ns) != (planned.size, planned.mtime_ns):
+            raise FingerprintMismatch(
+                f"{planned.path} has changed while it was being read: restore it and run the same command again, "
+                f"or write to another --out"
+            )
 
     # ---- reading
 
@@ -172,6 +187,9 @@ class _Attempt:
                 return 1.0
             if isinstance(record, ContainerDamage):
                 self.tally.damage(record)
+                if self.config.strict:
+                    where = f"{self.unit.source}/{record.locator}: {record.reason}: {record.message}"
+                    raise BudgetExceeded(f"--strict stops at the first damage: {where}")
                 continue
             taken += 1
             self.work.documents += 1

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from tokkit.documents import Outcome
 from tokkit.errors import DataError, MalformedSequence, TokkitError, VerificationError
-from tokkit.interleave import Layout, decode
+from tokkit.interleave import ImageCodes, Layout, Part, TextCodes, decode
 from tokkit.pipelines.fingerprint import NAME as CONFIG
 from tokkit.pipelines.finish import add_counts, add_nested, folder_digest, shard_files
 from tokkit.pipelines.ledger import CommitRecord, Ledger
@@ -26,7 +27,7 @@ from tokkit.pipelines.progress import Progress
 from tokkit.shards.manifest import Manifest, load_manifest
 from tokkit.shards.native import TokenShards
 from tokkit.shards.spans import SpanTable
-from tokkit.storage import is_attempt, read_json, sha256_file
+from tokkit.storage import fingerprint_of, is_attempt, read_json, sha256_file
 from tokkit.vocabulary import MODALITIES, UnifiedVocabulary
 
 DECODE_AT_MOST = 2000  # documents a split that are parsed token by token; all are checked span by span
@@ -101,7 +102,11 @@ def _fingerprints(directory: Path, manifest: Manifest, result: VerifyResult) -> 
     for kind in ("semantic", "numeric"):
         if config.get(f"{kind}_fingerprint") != getattr(manifest, f"{kind}_fingerprint"):
             result.problem(f"{CONFIG} and manifest.json have different {kind} fingerprints")
-    if UnifiedVocabulary.load(directory / "vocabulary.json").fingerprint != manifest.vocabulary_fingerprint:
+        for name, components in ((CONFIG, config.get(kind)), ("manifest.json", getattr(manifest, kind))):
+            if fingerprint_of(components) != getattr(manifest, f"{kind}_fingerprint"):
+                result.problem(f"{name}: its {kind} components are not those of the fingerprint")
+    vocabulary = UnifiedVocabulary.load(directory / "vocabulary.json")
+    if (vocabulary.fingerprint, vocabulary.size) != (manifest.vocabulary_fingerprint, manifest.vocabulary_size):
         result.problem("vocabulary.json is not the vocabulary that manifest.json names")
     result.look("fingerprints", 3)
 
@@ -224,11 +229,27 @@ def _parse(
     with progress.task(f"grammar of {shards.split}", total=len(chosen), unit="documents") as task:
         for number in chosen:
             try:
-                decode(shards.tokens(int(number)), vocabulary, layout)
+                parts = decode(shards.tokens(int(number)), vocabulary, layout)
             except MalformedSequence as error:
                 result.problem(f"{shards.split}: document {number}: {error}")
+            else:
+                if _shapes_of(parts) != _shapes_in(shards.row(int(number))):
+                    result.problem(f"{shards.split}: document {number}: its spans state other shapes than its tokens have")
             result.look("documents parsed")
             task.advance()
+
+
+def _shapes_of(parts: Sequence[Part]) -> list[tuple[int, ...]]:
+    """Codebooks, and of pictures the grid, of the media that tokens decode to."""
+    return [p.codes.shape if isinstance(p, ImageCodes) else p.codes.shape[:1] for p in parts if not isinstance(p, TextCodes)]
+
+
+def _shapes_in(row: dict[str, Any]) -> list[tuple[int, ...]]:
+    """The same as a document's row states it."""
+    media = [span for span in row["spans"] if span["modality"] != "text"]
+    return [
+        (s["codebooks"], s["grid_height"], s["grid_width"]) if s["modality"] == "image" else (s["codebooks"],) for s in media
+    ]
 
 
 # ---- every document once, and the sums
@@ -265,6 +286,9 @@ def _outcomes(
             result.problem(f"unit {index}: {record.counted_documents} documents counted, {found} with an outcome")
         if (lines := _reject_lines(directory, index)) != record.reasons:
             result.problem(f"unit {index}: its reject list has {sum(lines.values())} entries that are not its commit's")
+        path = directory / "rejects" / f"{index:05d}.jsonl"
+        if path.exists() and sha256_file(path) != record.payload["rejects"].sha256:
+            result.problem(f"unit {index}: its reject list is not the one it committed")
         result.look("units")
     sums = {
         "documents": (add_counts(r.documents for r in records), manifest.documents),
@@ -274,7 +298,35 @@ def _outcomes(
     for what, (added, stated) in sums.items():
         if added != stated:
             result.problem(f"{what}: the commit records add up to {added}, the manifest says {stated}")
+    for source in manifest.sources:
+        mine = [r for r in records if r.unit.source == source.name]
+        added_up = (
+            add_counts(r.documents for r in mine),
+            add_nested(r.items for r in mine),
+            add_counts(r.reasons for r in mine),
+            add_counts(r.counted_items for r in mine),
+            sum(r.container_errors for r in mine),
+            len(mine),
+        )
+        if added_up != (
+            source.documents,
+            source.items,
+            source.reasons,
+            source.counted_items,
+            source.container_errors,
+            source.units,
+        ):
+            result.problem(f"source {source.name}: the commit records add up to other figures than the manifest's")
+    if sum(r.container_errors for r in records) != manifest.container_errors:
+        result.problem("container errors: the commit records add up to another number than the manifest's")
     for name, whole in manifest.splits.items():
+        theirs = [r.splits[name] for r in records if name in r.splits]
+        if (
+            sum(s.documents for s in theirs),
+            sum(s.tokens for s in theirs),
+            add_counts(s.tokens_by_kind for s in theirs),
+        ) != (whole.documents, whole.tokens, whole.tokens_by_kind):
+            result.problem(f"split {name}: the commit records add up to other figures than the manifest's")
         if sum(whole.tokens_by_kind.values()) != whole.tokens or sum(s.tokens for s in whole.shards) != whole.tokens:
             result.problem(f"split {name}: tokens by kind or by shard do not add up to {whole.tokens}")
 
@@ -299,12 +351,21 @@ def _packs(config: VerifyConfig, result: VerifyResult, progress: Progress) -> No
         return
     from tokkit.packing.store import load_plan
 
+    manifest = load_manifest(config.directory)
+    for named in sorted(p for p in folder.iterdir() if p.is_dir()):
+        for split in manifest.splits:
+            if not (named / split).is_dir():
+                result.problem(f"pack {named.name}: no plan of split {split}")
     for path in sorted(p for p in folder.glob("*/*") if p.is_dir() and not is_attempt(p)):
-        shards = TokenShards(config.directory, load_manifest(config.directory), path.name)
+        shards = TokenShards(config.directory, manifest, path.name)
         plan = load_plan(path, shards=shards.fingerprint, checksums=config.checksums)
         name, counts = f"{path.parent.name}/{path.name}", plan.record.counts
+        documents = np.asarray(plan.pieces.document)
+        if documents.size and not 0 <= int(documents.min()) <= int(documents.max()) < shards.num_documents:
+            result.problem(f"pack {name}: it names documents that are not there")
+            continue
         used = np.zeros(shards.num_documents, dtype=np.int64)
-        np.add.at(used, plan.pieces.document, plan.pieces.length)
+        np.add.at(used, documents, plan.pieces.length)
         whole = np.flatnonzero(used == shards.lengths)
         if len(whole) != counts.packed_documents or counts.packed_documents + counts.left_out_documents != counts.documents:
             result.problem(f"pack {name}: not every document is packed whole or left out")

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -181,8 +182,10 @@ class ShardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bin.close()
-        self._parquet.close()
+        # On a full disk closing fails as writing did; what was written must go all the same.
+        for file in (self._bin, self._parquet):
+            with suppress(OSError, ValueError):
+                file.close()
         for temporary in self._temporary.values():
             temporary.unlink(missing_ok=True)
 

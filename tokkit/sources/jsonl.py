@@ -99,7 +99,7 @@ class _GzipReader(UnitReader):
         unit = self._unit
         size = Path(unit.path).stat().st_size
         splitter = LineSplitter()
-        line_begins = done = 0  # bytes of the compressed file: known to the piece, which is what decompression can tell
+        line_begins = done = given = 0  # bytes of the compressed file: known to the piece, which is what decompression can tell
         with Path(unit.path).open("rb") as file:
             for piece in gunzip(file):
                 if isinstance(piece, GzipDamage):
@@ -110,9 +110,11 @@ class _GzipReader(UnitReader):
                     return
                 before, (done, data) = done, piece
                 for offset, line in splitter.feed(data):
-                    self.consumed = min(1.0, done / max(1, size))
+                    within = (offset + len(line or b"") - given) / max(1, len(data))  # of what came out of this piece
+                    self.consumed = min(1.0, (before + (done - before) * min(1.0, within)) / max(1, size))
                     line_begins = before
                     yield line_document(unit, offset, line)
+                given += len(data)
         for offset, line in splitter.rest():
             yield line_document(unit, offset, line)
         self.consumed = 1.0

@@ -175,12 +175,22 @@ def _walk(folder: Path) -> tuple[list[Path], list[IgnoredFile]]:
     files: list[Path] = []
     ignored: list[IgnoredFile] = []
     for here, folders, names in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if not is_output(Path(here, name))]
         stores = _picture_folders(Path(here), folders, names)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in stores)
         links = [Path(here, name) for name in folders if Path(here, name).is_symlink()]
         ignored += [IgnoredFile(str(link), "a symbolic link to a folder: name it as an input") for link in links]
         files += [Path(here, name) for name in sorted(names) if not name.startswith(".")]
     return files, ignored
+
+
+def is_output(folder: Path) -> bool:
+    """Whether a folder was written by ``tokkit shard``: output that lies within an input is no input."""
+    try:
+        head = (folder / "config.json").read_bytes()[:200]
+    except OSError:
+        return False
+    return b'"tokkit-config"' in head
 
 
 def _raise(error: OSError) -> None:
@@ -262,13 +272,13 @@ def _nothing_found(one: _Input) -> str:
 
 
 def _given_twice(found: Sequence[_Input]) -> Iterator[str]:
-    """Every document exactly once: a file that two inputs name is a mistake."""
-    owner: dict[str, str] = {}
-    for one in found:
+    """Every document exactly once: a file that is named twice, by two inputs or through a link, is a mistake."""
+    owner: dict[str, tuple[int, str, str]] = {}
+    for number, one in enumerate(found):
         for file in (file for files in one.by_format.values() for file in files):
-            other = owner.setdefault(os.path.realpath(file.path), one.typed)
-            if other is not one.typed:
-                yield f"{one.typed}: {file.path} is already part of {other}; its documents would come twice"
+            first = owner.setdefault(os.path.realpath(file.path), (number, file.path, one.typed))
+            if first[:2] != (number, file.path):
+                yield f"{one.typed}: {file.path} is already read as {first[1]} ({first[2]}); its documents would come twice"
                 break
 
 

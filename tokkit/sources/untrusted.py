@@ -17,6 +17,9 @@ from tokkit.errors import ItemError
 MAX_ITEM_BYTES = 256 * 2**20
 """Largest text, line, picture or sound that is read into memory."""
 
+MAX_JSON_DEPTH = 64
+"""Levels of nesting in a JSON value: what walks one later does so by recursion."""
+
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -73,9 +76,20 @@ def parse_json(data: bytes | str) -> object:
         raise ItemError("json-invalid", "nested too deeply") from None
     except ValueError as error:
         raise ItemError("json-invalid", str(error)) from None
+    _check_depth(value)
     if isinstance(value, dict) and repeated is not None:
         raise ItemError("json-repeated-key", f"the key {printable(repeated)!r} comes twice")
     return value
+
+
+def _check_depth(value: object) -> None:
+    waiting = [(value, 1)]
+    while waiting:
+        item, depth = waiting.pop()
+        children = item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+        if children and depth > MAX_JSON_DEPTH:
+            raise ItemError("json-invalid", f"nested more than {MAX_JSON_DEPTH} levels deep")
+        waiting.extend((child, depth + 1) for child in children)
 
 
 def json_safe(value: object) -> object:
