@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +22,11 @@ EXAMPLES = examples(
 def register(app: typer.Typer) -> None:
     """Add the command."""
     app.command("inspect", epilog=EXAMPLES)(inspect)
+
+
+def harmless(text: str) -> str:
+    """Untrusted text for a terminal: control characters (which could move the cursor or worse) and surrogates as escapes."""
+    return "".join(c if c in "\n\t" or (unicodedata.category(c) not in ("Cc", "Cs")) else ascii(c)[1:-1] for c in text)
 
 
 def inspect(
@@ -65,7 +71,7 @@ def inspect(
         )
         for part in found.parts:
             if part.text is not None:
-                run.console.print(part.text.encode("utf-8", "backslashreplace").decode(), markup=False)
+                run.console.print(harmless(part.text), markup=False)
             else:
                 shape = " x ".join(map(str, part.shape or ()))
                 run.console.print(

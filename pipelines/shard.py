@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 import tokkit
+from tokkit.documents import Outcome
 from tokkit.errors import ResumableStop, UsageError
 from tokkit.interleave import ImageLayout, PairOrder
 from tokkit.media.images import ImageLimits
@@ -236,6 +237,8 @@ def _encode(config: ShardConfig, setup: Setup, resolved: ResolvedInputs, plan: P
         rejects=folder_digest(ledger.rejects),
     )
     write_atomic(config.out / MANIFEST, pretty_json(manifest.model_dump(mode="json")))
+    if not manifest.documents.get(Outcome.COMMITTED):
+        progress.log("no document was committed: see the reasons")
     return meter.summary(seconds, workers, trial)
 
 

@@ -168,3 +168,9 @@ def test_small_amounts_keep_their_decimals() -> None:
     with LineProgress(out).task("read", total=0.31, unit="MB") as task:
         task.advance(0.31)
     assert out.getvalue().startswith("read: 0.31/0.31 MB (100 %)")
+
+
+def test_inspect_shows_untrusted_text_without_its_control_characters() -> None:
+    from tokkit.cli.inspect import harmless
+
+    assert harmless("a\x1b[2Jb\tc\nd\ud800\x00\r é 日本 \u202e") == "a\\x1b[2Jb\tc\nd\\ud800\\x00\\r é 日本 \u202e"

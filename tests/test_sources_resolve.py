@@ -299,3 +299,19 @@ def test_a_folders_own_notes_are_not_documents_unless_named(tmp_path: Path) -> N
     assert {Path(f.path).name for f in found.ignored} == {"README.md", "license.txt", "LICENSE"}
     named = resolve_inputs([str(tmp_path / "README.md"), f"text:{tmp_path / '*.txt'}"])
     assert {f.name for s in named.sources for f in s.files} == {"README.md", "a.txt", "license.txt"}
+
+
+def test_files_that_a_shell_expands_are_one_input_as_the_quoted_glob_is(tmp_path: Path) -> None:
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for number in range(3):
+        (folder / f"0000{number}.tar").write_bytes(tar_bytes(samples(2)))
+        write_parquet(folder / f"0000{number}.parquet", {"key": ["000000000"], "status": ["success"]})
+        (folder / f"0000{number}_stats.json").write_text("{}")
+    quoted = resolve_inputs([str(folder / "*.tar")])
+    for expanded in (sorted(folder.glob("*.tar")), sorted(folder.iterdir())):
+        found = resolve_inputs([str(path) for path in expanded])
+        assert [(s.name, s.format) for s in found.sources] == [("pairs", "webdataset")]
+        assert [f.name for f in found.sources[0].files] == [f.name for f in quoted.sources[0].files]
+    with pytest.raises(ConfigError, match="given twice"):
+        resolve_inputs([str(folder / "00000.tar")] * 2)

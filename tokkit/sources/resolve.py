@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -74,19 +75,26 @@ def resolve_inputs(inputs: Sequence[str]) -> ResolvedInputs:
     """Turn INPUT arguments into sources.
 
     Source names are ``NAME``, or else the folder's name; an input of several formats gives ``NAME-FORMAT`` each. Default
-    names that come twice get ``-2``, ``-3`` in input order.
+    names that come twice get ``-2``, ``-3`` in input order. Files of one folder that are named one by one, as a shell does with
+    a glob, are one input.
 
     Raises:
         ConfigError: all problems together: nothing found, an unknown format, a file of no known format, a file given twice,
             object stores (not read yet).
     """
     problems: list[str] = []
+    parsed: list[_Input] = []
     found: list[_Input] = []
     for typed in inputs:
         try:
-            found.append(_sort_files(_parse(typed)))
+            parsed.append(_parse(typed))
         except _ProblemError as problem:
             problems.append(f"{typed}: {problem}")
+    for one in _gathered(parsed, problems):
+        try:
+            found.append(_sort_files(one))
+        except _ProblemError as problem:
+            problems.append(f"{one.typed}: {problem}")
     if not inputs:
         problems.append("no input: name a file, a folder or a glob")
     problems += _given_twice(found)
@@ -94,6 +102,25 @@ def resolve_inputs(inputs: Sequence[str]) -> ResolvedInputs:
     if problems:
         raise ConfigError("input", problems)
     return ResolvedInputs(sources, [ignored for one in found for ignored in one.ignored])
+
+
+def _gathered(parsed: Sequence[_Input], problems: list[str]) -> list[_Input]:
+    """Single files of one folder, with the same format prefix and no names of their own, as one input in the first's place."""
+    together: dict[tuple[Path, str | None], list[_Input]] = {}
+    for one in parsed:
+        if one.single and one.name is None:
+            together.setdefault((one.root, one.format), []).append(one)
+    gathered = []
+    for one in parsed:
+        group = together.get((one.root, one.format), []) if one.single and one.name is None else []
+        if len(group) < 2:
+            gathered.append(one)
+        elif one is group[0]:
+            files = sorted(file for member in group for file in member.files)
+            problems += [f"{a} is given twice; its documents would come twice" for a, b in pairwise(files) if a == b]
+            typed = f"{one.typed} and {len(group) - 1} more"
+            gathered.append(_Input(typed, None, one.format, one.root, files, False))
+    return gathered
 
 
 def _parse(typed: str) -> _Input:
