@@ -13,6 +13,8 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,7 +23,9 @@ from tokkit.documents import Outcome
 from tokkit.pipelines.decoding import DecodedDocument, DecodedImage, DecodedText, DocumentDecoder
 from tokkit.pipelines.progress import Progress
 from tokkit.shards.manifest import Manifest
+from tokkit.shards.spans import SpanTable
 from tokkit.storage import read_json, write_atomic
+from tokkit.vocabulary import MODALITIES
 
 NAME = "report.html"
 LONGEST_TEXT = 1500  # characters of one text that the page shows
@@ -87,23 +91,40 @@ def write_report(config: ReportConfig, progress: Progress) -> Path:
 
 def choose_documents(decoder: DocumentDecoder, count: int) -> list[tuple[str, int]]:
     """``count`` documents, turn by turn from each source, spread over its documents; those with pictures first."""
-    by_source: dict[str, list[tuple[str, int]]] = {}
+    by_source: dict[tuple[bool, str], list[tuple[str, npt.NDArray[np.int64]]]] = {}
     for split, shards in decoder.shards.items():
-        number = 0
+        first = 0
         for table in shards.tables(["source", "spans"]):
-            for source, spans in zip(table.column("source").to_pylist(), table.column("spans").to_pylist(), strict=True):
-                has_media = any(s["modality"] != "text" for s in spans)
-                by_source.setdefault(f"{0 if has_media else 1}{source}", []).append((split, number))
-                number += 1
-    picked: list[tuple[str, int]] = []
+            for key, rows in _rows_by_source(table).items():
+                by_source.setdefault(key, []).append((split, rows + first))
+            first += table.num_rows
     turns = -(-count // max(len(by_source), 1))
-    spread = {
-        name: [found[int(i)] for i in np.unique(np.linspace(0, len(found) - 1, min(turns, len(found))).astype(int))]
-        for name, found in sorted(by_source.items())
-    }
-    for turn in range(turns):
-        picked += [found[turn] for found in spread.values() if turn < len(found)]
+    spread = [_evenly(found, turns) for _, found in sorted(by_source.items(), key=lambda item: item[0])]
+    picked = [found[turn] for turn in range(turns) for found in spread if turn < len(found)]
     return picked[:count]
+
+
+def _rows_by_source(table: pa.Table) -> dict[tuple[bool, str], npt.NDArray[np.int64]]:
+    """Row numbers by (has no media, source)."""
+    sources = table.column("source").combine_chunks().dictionary_encode()
+    spans = SpanTable.from_columns([table.column("spans")])
+    document = np.repeat(np.arange(table.num_rows), np.diff(spans.offsets))
+    media = np.bincount(document, weights=spans.modality != MODALITIES.index("text"), minlength=table.num_rows) > 0
+    codes = sources.indices.to_numpy()
+    found = {
+        (no_media, name): np.flatnonzero((codes == code) & (media != no_media))
+        for code, name in enumerate(sources.dictionary.to_pylist())
+        for no_media in (False, True)
+    }
+    return {key: rows for key, rows in found.items() if len(rows)}
+
+
+def _evenly(found: list[tuple[str, npt.NDArray[np.int64]]], count: int) -> list[tuple[str, int]]:
+    """At most ``count`` of the (split, document number) that stand one after another in ``found``, evenly spread."""
+    ends = np.cumsum([len(rows) for _, rows in found])
+    chosen = np.unique(np.linspace(0, int(ends[-1]) - 1, min(count, int(ends[-1]))).astype(np.int64))
+    places = np.searchsorted(ends, chosen, side="right")
+    return [(found[p][0], int(found[p][1][c - (ends[p - 1] if p else 0)])) for p, c in zip(places, chosen, strict=True)]
 
 
 def data_uri(pixels: np.ndarray) -> str:
