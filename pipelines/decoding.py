@@ -113,7 +113,7 @@ class DocumentDecoder:
         """
         split, _, number = name.rpartition(":")
         split = split or next(iter(self.shards))
-        if split in self.shards and number.isdigit():
+        if split in self.shards and number.isascii() and number.isdigit():
             count = self.shards[split].num_documents
             if int(number) >= count:
                 raise UsageError(f"document {number} of split {split!r}, which has {count}")
@@ -161,7 +161,7 @@ class DocumentDecoder:
         return tokenizer
 
     def _pixels(self, codes: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8] | None:
-        if self._image is None:
+        if self._image is None or not self._image.has_decoder:
             return None
         import torch
 

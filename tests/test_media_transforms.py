@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from tokkit.media.transforms import Preprocessing, ShortestSide
+from tokkit.media.transforms import BoxHalving, Preprocessing, ShortestSide, flatten
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 @settings(deadline=None, max_examples=60)
@@ -61,3 +65,29 @@ def test_it_is_part_of_a_frozen_configuration() -> None:
 def test_workers_need_no_torch() -> None:
     code = "import sys, tokkit.media.images, tokkit.media.transforms; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_box_halving_stops_before_the_last_step() -> None:
+    """Halved (sides rounded down) while the shorter side is at least twice the length, then one bicubic step."""
+    image = noise(205, 403)
+    halved = image.resize((102, 201), Image.Resampling.BOX).resize((51, 100), Image.Resampling.BOX)
+    wanted = halved.resize((32, round(100 * (32 / 51))), Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(BoxHalving().resize(image, 32)), np.asarray(wanted))
+    twice = noise(64, 90)
+    assert np.array_equal(np.asarray(BoxHalving().resize(twice, 32)), np.asarray(twice.resize((32, 45), Image.Resampling.BOX)))
+    small = noise(63, 80)
+    assert np.array_equal(
+        np.asarray(BoxHalving().resize(small, 32)), np.asarray(ShortestSide(filter="bicubic").resize(small, 32))
+    )
+
+
+def test_rules_for_transparency() -> None:
+    """White with fractions cut off, white with rounding, and the colour that is stored under it."""
+    image = Image.new("RGBA", (1, 1), (100, 0, 255, 129))
+    exact = [255 * (1 - 129 / 255) + 129 / 255 * v for v in (100, 0, 255)]
+    truncated = np.asarray(flatten(image, "white-truncated"))[0, 0].tolist()
+    assert truncated == [int(v) for v in exact]
+    assert np.asarray(flatten(image, (255, 255, 255)))[0, 0].tolist() == [round(v) for v in exact] != truncated
+    assert np.asarray(flatten(image, "dropped"))[0, 0].tolist() == [100, 0, 255]
+    opaque = Image.fromarray(np.arange(768, dtype=np.uint8).reshape(16, 16, 3)).convert("RGBA")
+    assert np.array_equal(np.asarray(flatten(opaque, "white-truncated")), np.asarray(opaque.convert("RGB")))

@@ -7,7 +7,7 @@ needs Pillow and NumPy only; bytes become floats inside the tokenizer.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ FILTERS: dict[Filter, Image.Resampling] = {
 
 Colour = tuple[int, int, int]
 
+# What becomes of transparency, where it is not a plain colour behind the picture.
+AlphaRule = Literal["white-truncated", "dropped"]
+
 
 class ShortestSide(BaseModel):
     """Scale so that the shorter side has the asked-for length, in one step; sides are rounded half to even."""
@@ -41,21 +44,45 @@ class ShortestSide(BaseModel):
         return image if (width, height) == image.size else image.resize((width, height), FILTERS[self.filter])
 
 
+class BoxHalving(BaseModel):
+    """Halve both sides with a box filter while the shorter is at least twice the asked-for length; scale the rest in one step.
+
+    The rule of guided-diffusion (ADM, arXiv:2105.05233), which LlamaGen took over. Halved sides are rounded down, scaled ones
+    half to even; ``filter`` is that of the last step.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["box-halving"] = "box-halving"
+    filter: Filter = "bicubic"
+
+    def resize(self, image: Image.Image, length: int) -> Image.Image:
+        """Resize an RGB picture to a shorter side of ``length`` pixels, up or down."""
+        while min(image.size) >= 2 * length:
+            image = image.resize((image.width // 2, image.height // 2), FILTERS["box"])
+        return ShortestSide(filter=self.filter).resize(image, length)
+
+
+Resize = Annotated[ShortestSide | BoxHalving, Field(discriminator="kind")]
+
+
 class Preprocessing(BaseModel):
     """How a picture becomes a tokenizer's input: flatten, resize, crop at the centre (offsets rounded down).
 
     Attributes:
         size: side of the square, in pixels.
         resize: how the shorter side comes to that length.
-        background: what lies behind transparent pixels.
+        background: what lies behind transparent pixels: a colour (blended with rounding, as Pillow does);
+            ``white-truncated``, white blended in float64 with fractions cut off (Chameleon's rule); or ``dropped``: alpha is
+            ignored and the colours stored under it show (what reading a file and converting it to RGB comes to).
         mean, std: a byte ``v`` enters the network as ``(v / 255 - mean) / std``; the defaults give [-1, 1].
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: int = Field(ge=1, le=8192)
-    resize: ShortestSide = ShortestSide()
-    background: Colour = (255, 255, 255)
+    resize: Resize = ShortestSide()
+    background: Colour | AlphaRule = (255, 255, 255)
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
@@ -66,10 +93,22 @@ class Preprocessing(BaseModel):
         return np.array(resized.crop((left, top, left + self.size, top + self.size)))
 
 
-def flatten(image: Image.Image, background: Colour) -> Image.Image:
-    """Lay an RGBA picture on a plain colour; an RGB picture is returned as it is. Raises ValueError for other modes."""
+def flatten(image: Image.Image, background: Colour | AlphaRule) -> Image.Image:
+    """Make an RGBA picture opaque (:class:`Preprocessing`); an RGB one is returned as it is. ValueError for other modes."""
     if image.mode == "RGB":
         return image
     if image.mode != "RGBA":
         raise ValueError(f"expected a picture of mode RGB or RGBA, not {image.mode}")
+    if background == "dropped":
+        return image.convert("RGB")
+    if background == "white-truncated":
+        return _on_white_truncated(image)
     return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image).convert("RGB")
+
+
+def _on_white_truncated(image: Image.Image) -> Image.Image:
+    values = np.asarray(image)
+    if values[..., 3].min() == 255:  # blending would lose a step of some values to float64 rounding
+        return image.convert("RGB")
+    alpha = values[..., 3:] / 255.0
+    return Image.fromarray(((1 - alpha) * 255 + alpha * values[..., :3]).astype(np.uint8))

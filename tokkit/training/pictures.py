@@ -136,6 +136,11 @@ def read_pictures(
     return result
 
 
+def is_held_out(media: Media, val_fraction: float) -> bool:
+    """Whether a picture belongs to the share that is held out; decided by its content hash alone."""
+    return int(media.hash[:16], 16) / 2**64 < val_fraction
+
+
 def _pictures_in(document: Document, where: str) -> Iterator[Picture]:
     for number, media in enumerate(document.media):
         if isinstance(media, Image):
@@ -144,10 +149,6 @@ def _pictures_in(document: Document, where: str) -> Iterator[Picture]:
 
 def _draw(seed: int, unit: Unit) -> bytes:
     return hashlib.sha256(f"{seed}\0{unit.source}\0{unit.file}\0{unit.start}".encode("utf-8", "surrogatepass")).digest()
-
-
-def _is_held_out(media: Media, val_fraction: float) -> bool:
-    return int(media.hash[:16], 16) / 2**64 < val_fraction
 
 
 def _decoded(
@@ -166,7 +167,7 @@ def _decoded(
         if picture.media.data is None:
             failure = picture.media.failure or Failure(Outcome.REJECTED, "no-data")
             return Reject(picture.locator, failure.outcome, failure.reason, failure.message)
-        held_out = _is_held_out(picture.media, val_fraction)
+        held_out = is_held_out(picture.media, val_fraction)
         try:
             image = decode_image(picture.media.data, limits)
         except ItemError as error:

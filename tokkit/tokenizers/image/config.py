@@ -26,7 +26,8 @@ class CnnArchitecture(_Frozen):
     Attributes:
         channels: width at the first level; level i has ``channels * multipliers[i]``.
         multipliers: one per level; each level but the last halves the resolution.
-        encoder_blocks, decoder_blocks: residual blocks in a level.
+        encoder_blocks, decoder_blocks: residual blocks in a level. ``decoder_blocks`` 0 stands for a tokenizer without a
+            decoder (and without the projection before it): it encodes only.
         attention: for each level, whether self-attention follows every residual block.
         middle_blocks: residual blocks at the lowest resolution, on top of the last level's.
         middle_attention: self-attention after the first middle block.
@@ -42,7 +43,7 @@ class CnnArchitecture(_Frozen):
     channels: PositiveInt = 128
     multipliers: tuple[PositiveInt, ...] = (1, 1, 2, 2, 4)
     encoder_blocks: PositiveInt = 2
-    decoder_blocks: PositiveInt = 3
+    decoder_blocks: int = Field(default=3, ge=0)
     attention: tuple[bool, ...] = (False, False, False, False, False)
     middle_blocks: int = Field(default=2, ge=0)
     middle_attention: bool = False
@@ -69,6 +70,11 @@ class CnnArchitecture(_Frozen):
     def widths(self) -> tuple[int, ...]:
         """Channels of each level."""
         return tuple(self.channels * m for m in self.multipliers)
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether codes can be turned back into pixels."""
+        return self.decoder_blocks > 0
 
     @property
     def downsample(self) -> int:

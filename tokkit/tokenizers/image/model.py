@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from tokkit.errors import UsageError
 from tokkit.storage import canonical_json
 from tokkit.tokenizers.image.blocks import Decoder, Encoder
 from tokkit.tokenizers.image.config import ImageTokenizerConfig
@@ -49,11 +50,15 @@ class ImageTokenizer(nn.Module):
         self.config = config
         architecture = config.architecture
         self.encoder = Encoder(architecture)
-        self.decoder = Decoder(architecture)
+        self.decoder = Decoder(architecture) if architecture.has_decoder else None
         self.quantizer: Quantizer = build_quantizer(config.quantizer)
         kernel = architecture.projection_kernel
         self.quant_conv = nn.Conv2d(architecture.z_channels, self.quantizer.dim, kernel, padding=kernel // 2)
-        self.post_quant_conv = nn.Conv2d(self.quantizer.dim, architecture.z_channels, kernel, padding=kernel // 2)
+        self.post_quant_conv = (
+            nn.Conv2d(self.quantizer.dim, architecture.z_channels, kernel, padding=kernel // 2)
+            if architecture.has_decoder
+            else None
+        )
         self.register_buffer("_mean", torch.tensor(config.preprocessing.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("_std", torch.tensor(config.preprocessing.std).view(3, 1, 1), persistent=False)
         self.register_buffer("_normalized", _normalized_bytes(config), persistent=False)
@@ -67,6 +72,11 @@ class ImageTokenizer(nn.Module):
     def downsample(self) -> int:
         """Pixels per side of one code."""
         return self.config.architecture.downsample
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether codes can be turned back into pixels (:meth:`decode`); some released checkpoints hold an encoder only."""
+        return self.decoder is not None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -106,18 +116,29 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Integer codes ``[B, h, w]`` to uint8 pixels ``[B, f h, f w, 3]``. Raises VocabularyError for a code out of range."""
+        """Integer codes ``[B, h, w]`` to uint8 pixels ``[B, f h, f w, 3]``.
+
+        Raises:
+            VocabularyError: a code out of range.
+            UsageError: the tokenizer has no decoder.
+        """
         if codes.ndim != 3 or codes.dtype.is_floating_point or codes.dtype == torch.bool:
             raise ValueError(f"expected integer codes [B, h, w], not {codes.dtype} {list(codes.shape)}")
         with torch.autocast(self.device.type, enabled=False):
             features = self.quantizer.features_from_codes(codes.to(self.device))
-            return self.denormalize(self.decoder(self.post_quant_conv(features)))
+            return self.denormalize(self._decoded(features))
 
     def forward(self, pixels: Tensor) -> ReconstructionOutput:
         """Reconstruct float ``[B, 3, H, W]`` with gradients; the quantizer must have been set up for training."""
         quantized = self.quantizer(self.quant_conv(self.encoder(pixels)))
-        reconstruction = self.decoder(self.post_quant_conv(quantized.features))
+        reconstruction = self._decoded(quantized.features)
         return ReconstructionOutput(reconstruction, quantized.codes, quantized.losses)
+
+    def _decoded(self, features: Tensor) -> Tensor:
+        """float ``[B, D, h, w]`` to float ``[B, 3, f h, f w]``."""
+        if self.decoder is None or self.post_quant_conv is None:
+            raise UsageError(f"the image tokenizer {self.config.name} has no decoder: its checkpoint holds an encoder only")
+        return self.decoder(self.post_quant_conv(features))
 
     def weights(self) -> dict[str, Tensor]:
         """The tensors that make up the tokenizer, by name, contiguous and on the CPU; nothing that only training needs."""

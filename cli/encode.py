@@ -1,0 +1,45 @@
+"""`tokkit encode`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokkit.cli.common import Debug, Json, Quiet, examples, session
+
+EXAMPLES = examples("tokkit encode vq/ photo.jpg --out photo.npy", "tokkit encode vq/ pictures/ --out codes.npz")
+SHOWN = 10  # rejected files that are named
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("encode", epilog=EXAMPLES)(encode)
+
+
+def encode(
+    tokenizer: Annotated[Path, typer.Argument(help="Image tokenizer folder.")],
+    pictures: Annotated[Path, typer.Argument(metavar="INPUT", help="A picture, or a folder of pictures.")],
+    out: Annotated[Path, typer.Option(help="File of codes: .npz (int32 arrays by file name), or .npy for one picture.")],
+    batch_size: Annotated[int | None, typer.Option(show_default="16", help="Pictures in each call of the encoder.")] = None,
+    device: Annotated[str | None, typer.Option(show_default="auto", help="auto, cpu, cuda or cuda:N.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Turn pictures into codes; for corpora there is `tokkit shard`."""
+    with session(json=json, debug=debug, quiet=quiet) as run:
+        from tokkit.pipelines.codec import EncodeConfig, encode_pictures
+        from tokkit.pipelines.settings import validated
+
+        options = {"tokenizer": tokenizer, "input": pictures, "out": out, "batch_size": batch_size, "device": device}
+        result = encode_pictures(validated(EncodeConfig, "tokkit encode", options), run.progress)
+        if run.emit(asdict(result)):
+            return
+        for unused in result.rejects[:SHOWN]:
+            run.console.print(f"not encoded: {unused.file}: {unused.reason}: {unused.message}", markup=False)
+        left = f", {len(result.rejects):,} not encoded" if result.rejects else ""
+        left += f", {len(result.ignored):,} other files" if result.ignored else ""
+        run.console.print(f"{result.out}: codes of {result.pictures:,} pictures{left} (see {result.out}.json)", markup=False)

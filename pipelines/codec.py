@@ -1,0 +1,350 @@
+"""The jobs ``tokkit encode`` and ``tokkit decode``: pictures to files of codes, and back.
+
+Codes are int32 [rows, columns] in a ``.npz`` under each picture's name, or, of one picture, in a ``.npy``. Beside ``FILE`` lies
+``FILE.json``: which tokenizer the codes belong to, and which files could not be encoded, with the reason. Every call of the
+tokenizer has the same batch shape (a batch that is not full is padded), so a picture's codes do not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import groupby, islice
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tokkit.errors import DataError, ItemError, UsageError
+from tokkit.media.images import DEFAULT_LIMITS, decode_image
+from tokkit.pipelines.prepare import resolve_device
+from tokkit.pipelines.progress import Progress, Task
+from tokkit.sources.samples import IMAGE_SUFFIXES
+from tokkit.storage import pretty_json, read_json, replacing, write_atomic
+from tokkit.tokenizers.image import load_image_tokenizer
+from tokkit.tokenizers.image.model import ImageTokenizer
+
+Codes = npt.NDArray[np.int32]
+Item = TypeVar("Item")
+
+
+class EncodeConfig(BaseModel):
+    """Options of :func:`encode_pictures`.
+
+    Attributes:
+        tokenizer: folder of the image tokenizer.
+        input: a picture, or a folder whose pictures (by their file names' suffixes) are taken, folders below included.
+        out: ``.npz``, or ``.npy`` for one picture.
+        batch_size: pictures in each call of the encoder.
+        device: auto, cpu, cuda or cuda:N.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokenizer: Path
+    input: Path
+    out: Path
+    batch_size: int = Field(default=16, ge=1)
+    device: str = "auto"
+
+
+class DecodeConfig(BaseModel):
+    """Options of :func:`decode_pictures`.
+
+    Attributes:
+        tokenizer: folder of the image tokenizer that the codes belong to.
+        codes: ``.npz`` or ``.npy`` of codes.
+        out: folder for the pictures, as PNG; made if absent.
+        batch_size: pictures in each call of the decoder.
+        device: auto, cpu, cuda or cuda:N.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tokenizer: Path
+    codes: Path
+    out: Path
+    batch_size: int = Field(default=16, ge=1)
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A file that gave no codes, and why."""
+
+    file: str
+    reason: str
+    message: str
+
+
+@dataclass
+class EncodeResult:
+    """``pictures`` were encoded to ``out``; ``rejects`` could not be, ``ignored`` are no pictures by their names."""
+
+    out: str
+    fingerprint: str
+    pictures: int = 0
+    rejects: list[Unused] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DecodeResult:
+    """``files`` were written below ``out``: names there, by the names of the codes."""
+
+    out: str
+    files: dict[str, str]
+
+
+class CodesFile(BaseModel):
+    """The content of ``FILE.json``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["tokkit-image-codes"] = "tokkit-image-codes"
+    version: Literal[1] = 1
+    tokenizer: str
+    fingerprint: str
+    licence: str | None
+    codebook_size: int
+    size: int
+    grid: tuple[int, int]
+    pictures: int
+    rejects: list[dict[str, str]]
+    ignored: list[str]
+
+
+# ---- encoding
+
+
+def encode_pictures(config: EncodeConfig, progress: Progress) -> EncodeResult:
+    """Encode a picture, or all pictures of a folder.
+
+    A folder's pictures go through the encoder ``batch_size`` at a time, a single picture alone.
+
+    Raises:
+        UsageError: an input or output that cannot be what was meant.
+        DataError: no picture could be encoded (the message says why the first could not).
+    """
+    root, files, ignored = _pictures(config.input)
+    _check_out(config)
+    tokenizer = load_image_tokenizer(config.tokenizer, resolve_device(config.device))
+    result = EncodeResult(str(config.out), tokenizer.fingerprint, ignored=ignored)
+    batch = config.batch_size if config.input.is_dir() else 1
+    sidecar = _sidecar(config.out)
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    sidecar.unlink(missing_ok=True)  # it would describe codes that are about to be replaced
+    with replacing(config.out) as temporary, progress.task("encode", total=len(files), unit="pictures") as task:
+        with _writer(config.out, temporary) as write:
+            for names, codes in _encoded(tokenizer, _inputs(tokenizer, root, files, result, task), batch):
+                for name, grid in zip(names, codes, strict=True):
+                    write(name, grid)
+                result.pictures += len(names)
+                task.advance(len(names))
+        if not result.pictures:
+            first = result.rejects[0]
+            raise DataError(f"{config.input}: no picture could be encoded; {first.file}: {first.reason}: {first.message}")
+    write_atomic(sidecar, pretty_json(_described(tokenizer, result).model_dump(mode="json")))
+    return result
+
+
+def _pictures(path: Path) -> tuple[Path, list[str], list[str]]:
+    """(Folder, names of pictures in it, names of other files), in name order."""
+    if path.is_file():
+        return path.parent, [path.name], []
+    if not path.is_dir():
+        raise UsageError(f"{path}: no such file or folder")
+    names = sorted(found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file())
+    files = [name for name in names if _is_picture(name)]
+    if not files:
+        raise UsageError(f"{path}: no pictures in it ({len(names)} other files)")
+    return path, files, [name for name in names if not _is_picture(name)]
+
+
+def _is_picture(name: str) -> bool:
+    return PurePosixPath(name).suffix.removeprefix(".").lower() in IMAGE_SUFFIXES
+
+
+def _check_out(config: EncodeConfig) -> None:
+    if config.out.suffix not in (".npy", ".npz"):
+        raise UsageError(f"--out {config.out}: name a .npz, or a .npy for one picture")
+    if config.out.suffix == ".npy" and config.input.is_dir():
+        raise UsageError(f"--out {config.out}: a .npy holds one picture's codes; name a .npz for those of {config.input}")
+
+
+def _inputs(
+    tokenizer: ImageTokenizer, root: Path, files: list[str], result: EncodeResult, task: Task
+) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
+    """(Name, preprocessed pixels) of each picture; those that have none are recorded in the result."""
+    for name in files:
+        try:
+            name.encode()
+            picture = decode_image((root / name).read_bytes(), DEFAULT_LIMITS)
+            yield name, tokenizer.config.preprocessing.apply(picture)
+            continue
+        except ItemError as error:
+            unused = Unused(name, error.reason, error.message)
+        except OSError as error:
+            unused = Unused(name, "unreadable", error.strerror or str(error))
+        except UnicodeEncodeError:
+            unused = Unused(name, "file-name", "the name is not UTF-8, and codes are filed by it")
+        result.rejects.append(unused)
+        task.advance()
+
+
+def _encoded(
+    tokenizer: ImageTokenizer, inputs: Iterable[tuple[str, npt.NDArray[np.uint8]]], batch: int
+) -> Iterator[tuple[list[str], Codes]]:
+    """(Names, codes int32 [n, rows, columns]) of batches of one shape; what pads the last one is left out again."""
+    for group in _groups(inputs, batch):
+        pixels = np.zeros((batch, *group[0][1].shape), dtype=np.uint8)
+        pixels[: len(group)] = [picture for _, picture in group]
+        codes = tokenizer.encode(torch.from_numpy(pixels)).cpu().numpy()
+        yield [name for name, _ in group], codes[: len(group)]
+
+
+@contextmanager
+def _writer(out: Path, temporary: Path) -> Iterator[Callable[[str, Codes], None]]:
+    """What files an array under a name: into a zip as NumPy's, its times fixed, or as the whole file."""
+    if out.suffix == ".npz":
+        with zipfile.ZipFile(temporary, "w") as archive:
+            yield lambda name, grid: _write_member(archive, name, grid)
+    else:
+        with temporary.open("wb") as file:
+            yield lambda name, grid: np.lib.format.write_array(file, grid, allow_pickle=False)
+
+
+def _write_member(archive: zipfile.ZipFile, name: str, grid: Codes) -> None:
+    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+        np.lib.format.write_array(member, grid, allow_pickle=False)
+
+
+def _described(tokenizer: ImageTokenizer, result: EncodeResult) -> CodesFile:
+    return CodesFile(
+        tokenizer=tokenizer.config.name,
+        fingerprint=result.fingerprint,
+        licence=tokenizer.config.licence,
+        codebook_size=tokenizer.codebook_size,
+        size=tokenizer.config.preprocessing.size,
+        grid=tokenizer.grid,
+        pictures=result.pictures,
+        rejects=[asdict(unused) for unused in result.rejects],
+        ignored=result.ignored,
+    )
+
+
+# ---- decoding
+
+
+def decode_pictures(config: DecodeConfig, progress: Progress) -> DecodeResult:
+    """Turn codes back into pictures.
+
+    Raises:
+        UsageError: no such file, or a tokenizer without a decoder.
+        DataError: damaged codes, codes out of range, or codes of another tokenizer.
+    """
+    tokenizer = load_image_tokenizer(config.tokenizer, resolve_device(config.device))
+    if not tokenizer.has_decoder:
+        raise UsageError(f"{config.tokenizer} encodes only: the checkpoint it was imported from holds no decoder")
+    _check_fingerprint(config, tokenizer.fingerprint, progress)
+    with _opened(config.codes) as arrays:
+        files = _file_names(config.codes, list(arrays))
+        with progress.task("decode", total=len(files), unit="pictures") as task:
+            checked = ((name, _checked(config.codes, name, arrays[name], tokenizer.codebook_size)) for name in files)
+            for names, pixels in _decoded(tokenizer, checked, config.batch_size if len(files) > 1 else 1):
+                for name, picture in zip(names, pixels, strict=True):
+                    _write_png(config.out / files[name], picture)
+                task.advance(len(names))
+    return DecodeResult(str(config.out), files)
+
+
+def _check_fingerprint(config: DecodeConfig, fingerprint: str, progress: Progress) -> None:
+    sidecar = _sidecar(config.codes)
+    if not sidecar.exists():
+        progress.log(f"{sidecar.name} is not there: whether the codes are this tokenizer's is not checked")
+        return
+    try:
+        described = CodesFile.model_validate(read_json(sidecar))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DataError(f"{sidecar} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if described.fingerprint != fingerprint:
+        raise DataError(
+            f"{config.codes}: the codes of another tokenizer ({described.tokenizer}, fingerprint "
+            f"{described.fingerprint[:12]}, not {fingerprint[:12]})"
+        )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+    """Arrays by name; those of a ``.npz`` are read as they are asked for."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            yield {path.stem: found} if found.ndim == 2 else {f"{path.stem}-{i}": grid for i, grid in enumerate(found)}
+        else:
+            with found:
+                yield found
+    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: damaged, or no file of codes ({error})") from None
+
+
+def _file_names(path: Path, names: list[str]) -> dict[str, str]:
+    """For each name a PNG's: without the old suffix, unless two would be one."""
+    unsafe = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not name]
+    if unsafe:
+        raise DataError(f"{path}: {unsafe[0]!r} is no name of a file below a folder")
+    if not names:
+        raise DataError(f"{path}: holds no codes")
+    bare = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
+    count = Counter(bare.values())
+    return {name: f"{bare[name] if count[bare[name]] == 1 else name}.png" for name in names}
+
+
+def _checked(path: Path, name: str, codes: npt.NDArray[Any], codebook_size: int) -> Codes:
+    if codes.ndim != 2 or codes.size == 0 or not np.issubdtype(codes.dtype, np.integer):
+        raise DataError(f"{path}: {name} is {codes.dtype} {list(codes.shape)}, not integers [rows, columns]")
+    low, high = int(codes.min()), int(codes.max())
+    if low < 0 or high >= codebook_size:
+        raise DataError(f"{path}: {name} has the code {low if low < 0 else high}; the tokenizer's are 0 to {codebook_size - 1}")
+    return codes.astype(np.int32)
+
+
+def _decoded(
+    tokenizer: ImageTokenizer, codes: Iterable[tuple[str, Codes]], batch: int
+) -> Iterator[tuple[list[str], npt.NDArray[np.uint8]]]:
+    """(Names, pixels uint8 [n, H, W, 3]) of batches; neighbours of one shape share a batch."""
+    for _, alike in groupby(codes, key=lambda item: item[1].shape):
+        for group in _groups(alike, batch):
+            grids = np.zeros((batch, *group[0][1].shape), dtype=np.int32)
+            grids[: len(group)] = [grid for _, grid in group]
+            pixels = tokenizer.decode(torch.from_numpy(grids)).cpu().numpy()
+            yield [name for name, _ in group], pixels[: len(group)]
+
+
+def _write_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+# ---- both
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    iterator = iter(items)
+    while group := list(islice(iterator, size)):
+        yield group
