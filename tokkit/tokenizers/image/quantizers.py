@@ -19,8 +19,8 @@ from torch.nn import functional
 from tokkit.errors import VocabularyError
 from tokkit.tokenizers.image.config import FsqQuantizer, VqQuantizer
 
-# Distances held at once, in elements (64 MiB of float32).
-LOOKUP_ELEMENTS = 2**24
+# Distances held at once, in elements (8 MiB of float32: about what a core has of cache).
+LOOKUP_ELEMENTS = 2**21
 
 # State that only training needs; left out of a saved tokenizer.
 LEARNER = "learner"
@@ -234,13 +234,19 @@ class VectorQuantizer(Quantizer):
         """
         table = self._table()
         bias = None if self.config.normalize else table.square().sum(1)
-        chunk = max(1, LOOKUP_ELEMENTS // self.codebook_size)
-        found = []
-        for start in range(0, len(rows), chunk):
-            part = rows[start : start + chunk].clone()  # its own, aligned memory
-            distance = -(part @ table.T) if bias is None else torch.addmm(bias, part, table.T, alpha=-2)
-            found.append(distance.argmin(1))
-        return torch.cat(found)
+        chunk = min(max(1, LOOKUP_ELEMENTS // self.codebook_size), max(1, len(rows)))
+        # One buffer for all chunks, small enough to stay in a cache: allocating each anew costs more than the arithmetic.
+        scores = torch.empty(chunk, self.codebook_size, dtype=rows.dtype, device=rows.device)
+        codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+        with torch.no_grad():
+            for start in range(0, len(rows), chunk):
+                part = rows[start : start + chunk].clone()  # its own, aligned memory
+                score = scores[: len(part)]
+                if bias is None:
+                    codes[start : start + chunk] = torch.mm(part, table.T, out=score).argmax(1)
+                else:
+                    codes[start : start + chunk] = torch.addmm(bias, part, table.T, alpha=-2, out=score).argmin(1)
+        return codes
 
     def _seed(self, learner: _VqLearner, rows: Tensor) -> None:
         """Start the codebook from features of the first batch, spread by a little noise where they are fewer than codes."""
