@@ -26,7 +26,7 @@ from tokkit.errors import DataError, ItemError, UsageError
 from tokkit.media.images import DEFAULT_LIMITS, decode_image
 from tokkit.pipelines.prepare import resolve_device
 from tokkit.pipelines.progress import Progress, Task
-from tokkit.sources.samples import IMAGE_SUFFIXES
+from tokkit.sources.samples import is_picture_name
 from tokkit.storage import pretty_json, read_json, replacing, write_atomic
 from tokkit.tokenizers.image import load_image_tokenizer
 from tokkit.tokenizers.image.model import ImageTokenizer
@@ -162,14 +162,10 @@ def _pictures(path: Path) -> tuple[Path, list[str], list[str]]:
     if not path.is_dir():
         raise UsageError(f"{path}: no such file or folder")
     names = sorted(found.relative_to(path).as_posix() for found in path.rglob("*") if found.is_file())
-    files = [name for name in names if _is_picture(name)]
+    files = [name for name in names if is_picture_name(name)]
     if not files:
         raise UsageError(f"{path}: no pictures in it ({len(names)} other files)")
-    return path, files, [name for name in names if not _is_picture(name)]
-
-
-def _is_picture(name: str) -> bool:
-    return PurePosixPath(name).suffix.removeprefix(".").lower() in IMAGE_SUFFIXES
+    return path, files, [name for name in names if not is_picture_name(name)]
 
 
 def _check_out(config: EncodeConfig) -> None:
@@ -204,10 +200,7 @@ def _encoded(
 ) -> Iterator[tuple[list[str], Codes]]:
     """(Names, codes int32 [n, rows, columns]) of batches of one shape; what pads the last one is left out again."""
     for group in _groups(inputs, batch):
-        pixels = np.zeros((batch, *group[0][1].shape), dtype=np.uint8)
-        pixels[: len(group)] = [picture for _, picture in group]
-        codes = tokenizer.encode(torch.from_numpy(pixels)).cpu().numpy()
-        yield [name for name, _ in group], codes[: len(group)]
+        yield [name for name, _ in group], tokenizer.encode_padded([picture for _, picture in group], batch)
 
 
 @contextmanager

@@ -136,12 +136,8 @@ def _blocks(ledger: Ledger, records: Sequence[CommitRecord], split: str, dtype: 
     for record in records:
         bin_path, parquet_path = payload_paths(ledger, record)
         if split == SPLITS[0]:  # once a payload
-            for suffix, path in (("bin", bin_path), ("parquet", parquet_path)):
-                if sha256_file(path) != record.payload[suffix].sha256:
-                    raise VerificationError(
-                        f"{path} has changed since it was committed (a failing disk?); remove "
-                        f"commits/{record.unit.index:05d}.json and run the same command again to redo that unit"
-                    )
+            for suffix in ("bin", "parquet"):
+                _check_payload(ledger, record, suffix)
         table = pq.read_table(parquet_path)
         if not table.num_rows:
             continue
@@ -152,6 +148,21 @@ def _blocks(ledger: Ledger, records: Sequence[CommitRecord], split: str, dtype: 
         for first, last in zip(edges[::2], edges[1::2], strict=True):
             begin = int(ends[first - 1]) if first else 0
             yield _Block(tokens[begin : int(ends[last - 1])], table.slice(first, last - first))
+
+
+def _check_payload(ledger: Ledger, record: CommitRecord, suffix: str) -> None:
+    """A payload's file is still what was committed.
+
+    Raises:
+        VerificationError: with what to do.
+    """
+    file = record.payload[suffix]
+    path = ledger.payloads / file.name
+    if sha256_file(path) != file.sha256:
+        raise VerificationError(
+            f"{path} has changed since it was committed (a failing disk?); remove "
+            f"commits/{record.unit.index:05d}.json and run the same command again to redo that unit"
+        )
 
 
 def _write_shards(directory: Path, blocks: Iterator[_Block], dtype: np.dtype, shard_tokens: int, task: Task) -> list[Shard]:
@@ -202,11 +213,7 @@ def publish_rejects(ledger: Ledger, records: Sequence[CommitRecord]) -> None:
         if file.bytes:
             target = ledger.rejects / f"{record.unit.index:05d}.jsonl"
             keep.add(target.name)
-            if sha256_file(ledger.payloads / file.name) != file.sha256:
-                raise VerificationError(
-                    f"{ledger.payloads / file.name} has changed since it was committed; remove "
-                    f"commits/{record.unit.index:05d}.json and run the same command again to redo that unit"
-                )
+            _check_payload(ledger, record, "rejects")
             with replacing(target) as temporary:
                 shutil.copyfile(ledger.payloads / file.name, temporary)
     _remove_others(ledger.rejects, keep)

@@ -20,7 +20,7 @@ from tokkit.pipelines.inputs import announce_ignored
 from tokkit.pipelines.progress import Progress
 from tokkit.sources.base import Source
 from tokkit.sources.resolve import resolve_inputs
-from tokkit.sources.samples import IMAGE_SUFFIXES
+from tokkit.sources.samples import is_picture_name
 from tokkit.training.pictures import Picture, Reject, pictures_of
 
 CORPUS_SUFFIXES = (".tar", ".parquet")
@@ -92,7 +92,7 @@ def _picture_files(typed: str) -> list[tuple[str, Path]]:
 
 def _below(path: Path) -> list[tuple[str, Path]]:
     if path.is_file():
-        return [(f"{path.resolve().parent.name}/{path.name}", path)] if _is_picture(path) else []
+        return [(f"{path.resolve().parent.name}/{path.name}", path)] if is_picture_name(path.name) else []
     found = []
     for here, folders, names in os.walk(path):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -100,13 +100,9 @@ def _below(path: Path) -> list[tuple[str, Path]]:
             file = Path(here, name)
             if name.lower().endswith(CORPUS_SUFFIXES):
                 return []
-            if not name.startswith(".") and _is_picture(file) and file.is_file():
+            if not name.startswith(".") and is_picture_name(name) and file.is_file():
                 found.append((f"{path.resolve().name}/{file.relative_to(path).as_posix()}", file))
     return found
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.removeprefix(".").lower() in IMAGE_SUFFIXES
 
 
 def _free(name: str, taken: dict[str, Path]) -> str:

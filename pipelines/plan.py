@@ -47,9 +47,9 @@ def make_plan(resolved: ResolvedInputs, directory: Path, *, unit_bytes: int, lim
     inputs_path, units_path = directory / "inputs.jsonl", directory / "units.jsonl"
     if units_path.exists():
         _check_inputs(inputs_path, inputs)
-        paths = {(source.name, file.name): file.path for source in resolved.sources for file in source.files}
-        planned = _read_units(units_path)  # the input may have been moved since
-        return Plan(sources, [replace(p, unit=replace(p.unit, path=paths[p.unit.source, p.unit.file])) for p in planned])
+        # The input may have been moved since: files are taken from where they are now.
+        units_then = [(p, sources[p.unit.source].file_of[p.unit.file].path) for p in _read_units(units_path)]
+        return Plan(sources, [replace(p, unit=replace(p.unit, path=path)) for p, path in units_then])
     units: list[Unit] = []
     with progress.task("plan", total=len(resolved.sources), unit="sources") as task:
         for source in resolved.sources:

@@ -90,14 +90,11 @@ class ImageBatcher:
         batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
         if not batch:
             return 0
-        pixels = np.zeros((self._batch_size, *batch[0][1].shape), dtype=np.uint8)
-        for row, (_, picture) in zip(pixels, batch, strict=False):
-            row[...] = picture
         try:
-            codes = self._tokenizer.encode(torch.from_numpy(pixels)).cpu().numpy().astype(np.int32)
+            codes = self._tokenizer.encode_padded([picture for _, picture in batch], self._batch_size)
         except torch.OutOfMemoryError as error:
             raise TransientError(f"the device has no memory for a batch of {self._batch_size}: {error}") from error
-        for (slot, _), item in zip(batch, codes, strict=False):
+        for (slot, _), item in zip(batch, codes, strict=True):
             slot.codes = item
         return len(batch)
 
@@ -164,7 +161,7 @@ class _Attempt:
 
     def check_input(self) -> None:
         """The file is still the one that was planned; what was read of another must not be committed."""
-        planned = next(file for file in self.source.files if file.name == self.unit.file)
+        planned = self.source.file_of[self.unit.file]
         now = Path(planned.path).stat()
         if (now.st_size, now.st_mtime_ns) != (planned.size, planned.mtime_ns):
             raise FingerprintMismatch(

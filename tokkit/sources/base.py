@@ -20,6 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -125,6 +126,11 @@ class Source(ABC):
         self.name = name
         self.root = root
         self.files = list(files)
+
+    @cached_property
+    def file_of(self) -> dict[str, InputFile]:
+        """The files by name."""
+        return {file.name: file for file in self.files}
 
     def companions(self) -> list[InputFile]:
         """Other files that documents are made from (sidecars, picture stores): watched for changes like ``files``."""

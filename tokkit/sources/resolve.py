@@ -214,7 +214,8 @@ def _walk(folder: Path) -> tuple[list[Path], list[IgnoredFile]]:
 def is_output(folder: Path) -> bool:
     """Whether a folder was written by ``tokkit shard``: output that lies within an input is no input."""
     try:
-        head = (folder / "config.json").read_bytes()[:200]
+        with (folder / "config.json").open("rb") as file:
+            head = file.read(200)
     except OSError:
         return False
     return b'"tokkit-config"' in head

@@ -17,6 +17,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from tokkit.sources.tarindex import Member, TarDamage
 
@@ -66,6 +67,11 @@ def modality_of_suffix(extension: str) -> str | None:
     if suffix in IMAGE_SUFFIXES:
         return "image"
     return "audio" if suffix in AUDIO_SUFFIXES else None
+
+
+def is_picture_name(name: str) -> bool:
+    """Whether a file is a picture by its name's last suffix."""
+    return PurePosixPath(name).suffix.removeprefix(".").lower() in IMAGE_SUFFIXES
 
 
 def split_name(name: str) -> tuple[str, str] | None:

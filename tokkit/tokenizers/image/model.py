@@ -10,9 +10,12 @@ every slot of a batch of fixed shape, whatever its neighbours. See :mod:`tokkit.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -113,6 +116,16 @@ class ImageTokenizer(nn.Module):
         with torch.autocast(self.device.type, enabled=False):
             features = self.quant_conv(self.encoder(self.normalize(pixels)))
             return self.quantizer.codes_from_features(features).to(torch.int32)
+
+    def encode_padded(self, pictures: Sequence[npt.NDArray[np.uint8]], batch_size: int) -> npt.NDArray[np.int32]:
+        """At most ``batch_size`` pictures ``[H, W, 3]`` of one size to codes ``[n, h, w]``.
+
+        One call of :meth:`encode` in the shape of a whole batch: what a picture becomes depends on the batch size, not on how
+        many others there are.
+        """
+        pixels = np.zeros((batch_size, *pictures[0].shape), dtype=np.uint8)
+        pixels[: len(pictures)] = pictures
+        return self.encode(torch.from_numpy(pixels)).cpu().numpy()[: len(pictures)]
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
