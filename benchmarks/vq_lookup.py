@@ -94,7 +94,7 @@ def measure(options: argparse.Namespace) -> None:
 
 def ours(vectors, table, unit) -> Callable[[], np.ndarray]:  # type: ignore[no-untyped-def]
     """One picture whose positions are the vectors, by the quantizer of an image tokenizer."""
-    from tokkit.tokenizers.image.config import VqQuantizer
+    from tokkit.tokenizers.image.quantizer_config import VqQuantizer
     from tokkit.tokenizers.image.quantizers import build_quantizer
 
     count, dim = vectors.shape

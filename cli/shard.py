@@ -15,6 +15,8 @@ EXAMPLES = examples(
     "tokkit shard 'obelics:docs/*.parquet' pairs/ --out shards/ --text-tokenizer text.model --image-tokenizer vq/ "
     "--pair-order random --val-fraction 0.01 --pack 4096",
     "tokkit shard corpus/ --out trial/ --text-tokenizer text.model --limit 1000",
+    "tokkit shard corpus/ --out shards/ --text-tokenizer text.model --shard-index $SLURM_ARRAY_TASK_ID --shard-count 16",
+    "tokkit shard corpus/ --out shards/ --vocabulary-from chameleon/text_tokenizer.json --image-tokenizer chameleon-vq/",
 )
 
 
@@ -26,14 +28,33 @@ def register(app: typer.Typer) -> None:
 def shard(
     inputs: Annotated[list[str], typer.Argument(help="Paths, globs or folders; FORMAT:PATH names the format.")],
     out: Annotated[Path, typer.Option(help="Output directory; an unfinished one of the same run is gone on with.")],
-    text_tokenizer: Annotated[Path, typer.Option(help="SentencePiece .model or Hugging Face tokenizer.json.")],
+    text_tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="SentencePiece .model or Hugging Face tokenizer.json; required unless --vocabulary-from brings its own."
+        ),
+    ] = None,
+    vocabulary_from: Annotated[
+        Path | None,
+        typer.Option(
+            help="tokenizer.json of Chameleon or Emu3: text, pictures and markers then have that model's own token ids, "
+            "so that shards continue its training."
+        ),
+    ] = None,
     image_tokenizer: Annotated[
         Path | None, typer.Option(help="Image tokenizer folder; without one pictures are left out.")
     ] = None,
     text_vocab_size: Annotated[int | None, typer.Option(help="Ids kept for text (the model's embedding rows).")] = None,
+    text_engine: Annotated[
+        str | None,
+        typer.Option(show_default="library", help="gigatoken: far faster for a tokenizer.json; checked against its library."),
+    ] = None,
     image_layout: Annotated[
         str | None,
-        typer.Option(show_default="plain", help="plain, rows (a marker after each row) or grid (two size tokens first)."),
+        typer.Option(
+            show_default="plain, or the layout of --vocabulary-from",
+            help="plain, rows (a marker after each row), grid (two size tokens first) or emu3 (the size in digits, then rows).",
+        ),
     ] = None,
     pair_order: Annotated[
         str | None, typer.Option(show_default="image-first", help="image-first, text-first or random (half and half).")
@@ -55,8 +76,24 @@ def shard(
     shard_tokens: Annotated[
         str | None, typer.Option(show_default="256Mi", help="Tokens after which a shard is closed, e.g. 256Mi.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; default one a core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes; default one a core. 0 works in this one, for debugging.")
+    ] = None,
     device: Annotated[str | None, typer.Option(show_default="auto", help="auto, cpu, cuda or cuda:N.")] = None,
+    dedup: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help="Leave out what comes again: documents (same content), texts, images (same bytes) or near-images "
+            "(nearly the same looks); repeat for more.",
+        ),
+    ] = None,
+    near_distance: Annotated[
+        int | None, typer.Option(show_default="4", help="Bits of 64 in which near-images may differ, 0 to 16.")
+    ] = None,
+    dedup_memory: Annotated[
+        str | None, typer.Option(show_default="1GiB", help="Memory for grouping; what does not fit goes to files.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="A trial over N documents that extrapolates to the whole input.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first reject.")] = False,
     max_reject_ratio: Annotated[
@@ -78,6 +115,17 @@ def shard(
     report_documents: Annotated[
         int | None, typer.Option(show_default="8", help="Documents that report.html shows decoded.")
     ] = None,
+    shard_index: Annotated[
+        int | None, typer.Option(help="Do only a part of the units, counted from 0; then `tokkit finish` does the rest.")
+    ] = None,
+    shard_count: Annotated[int | None, typer.Option(help="Parts that the units are dealt out to.")] = None,
+    lease_seconds: Annotated[
+        float | None,
+        typer.Option(show_default="60.0", help="Without a sign for so long, a process is dead to others on the same --out."),
+    ] = None,
+    stall_seconds: Annotated[
+        float | None, typer.Option(show_default="300.0", help="Without progress for so long, a worker is killed and replaced.")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -86,7 +134,7 @@ def shard(
     with session(json=json, debug=debug, quiet=quiet, resumable=True) as run:
         from tokkit.cli.show import show_manifest, show_packs, show_summary
         from tokkit.pipelines.settings import validated
-        from tokkit.pipelines.shard import ShardConfig
+        from tokkit.pipelines.shard import ShardConfig, shard_part
         from tokkit.pipelines.shard import shard as job
 
         bounds = {"max_pixels": max_pixels, "min_side": min_side, "max_aspect": max_aspect}
@@ -97,8 +145,10 @@ def shard(
                 "inputs": inputs,
                 "out": out,
                 "text_tokenizer": text_tokenizer,
+                "vocabulary_from": vocabulary_from,
                 "image_tokenizer": image_tokenizer,
                 "text_vocab_size": text_vocab_size,
+                "text_engine": text_engine,
                 "image_layout": image_layout,
                 "pair_order": pair_order,
                 "text_joiner": text_joiner,
@@ -110,6 +160,9 @@ def shard(
                 "shard_tokens": size(shard_tokens),
                 "workers": workers,
                 "device": device,
+                "dedup": dedup,
+                "near_distance": near_distance,
+                "dedup_memory": size(dedup_memory),
                 "limit": limit,
                 "strict": strict,
                 "max_reject_ratio": max_reject_ratio,
@@ -117,8 +170,21 @@ def shard(
                 "image_limits": {key: value for key, value in bounds.items() if value is not None},
                 "pack": pack,
                 "report_documents": report_documents,
+                "shard_index": shard_index,
+                "shard_count": shard_count,
+                "lease_seconds": lease_seconds,
+                "stall_seconds": stall_seconds,
             },
         )
+        if shard_count is not None:
+            part = shard_part(config, run.progress)
+            counts = {"committed": part.committed, "units": part.units}
+            if run.emit({"out": str(part.out), "part": [shard_index, shard_count], **counts, "summary": part.summary}):
+                return
+            show_summary(run.console, part.summary)
+            run.console.print(f"part {shard_index} of {shard_count}: {part.committed} of {part.units} units are committed")
+            run.console.print(f"once all are, `tokkit finish {part.out}` writes the shards, the manifest and the report")
+            return
         result = job(config, run.progress)
         manifest = result.manifest.model_dump(mode="json")
         packs = {name: asdict(split) for name, split in result.packs.items()}

@@ -58,6 +58,8 @@ def show_manifest(console: Console, manifest: Manifest) -> None:
         for why, count in manifest.ignored.items():
             table.add_row(why, f"{count:,}")
         console.print(table)
+    if manifest.vocabulary_origin != "built":
+        console.print(f"\nIds are those of {manifest.vocabulary_origin}: {manifest.vocabulary_size:,} in all, {manifest.dtype}")
     kinds = sorted({kind for split in manifest.splits.values() for kind in split.tokens_by_kind})
     table = _table(console, "Tokens", "split", ["documents", *kinds, "in all", "shards"])
     for name, split in manifest.splits.items():
@@ -113,5 +115,12 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         f"{summary['documents']:,} documents, {summary['images']:,} pictures, {summary['tokens']:,} tokens in {seconds:.1f} s "
         f"with {summary['workers']} workers: {summary['tokens'] / seconds:,.0f} tokens/s, bound by {summary['bound_by']}"
     )
+    if "dedup" in summary:
+        dedup = summary["dedup"]
+        found = ", ".join(f"{count:,} by {kind}" for kind, count in dedup["duplicates"].items())
+        console.print(
+            f"before that {dedup['documents']:,} documents and {dedup['images']:,} pictures were indexed in "
+            f"{dedup['index_seconds']:.1f} s and grouped in {dedup['group_seconds']:.1f} s; duplicates: {found}"
+        )
     if "estimated_hours" in summary:
         console.print(f"the whole input would take about {summary['estimated_hours']:.2f} hours on this machine")

@@ -26,7 +26,13 @@ def train_vq(
     inputs: Annotated[list[str], typer.Argument(help="Paths, globs or folders with pictures; FORMAT:PATH names the format.")],
     out: Annotated[Path, typer.Option(help="Folder of the tokenizer: config.json, model.safetensors and metrics.jsonl.")],
     preset: Annotated[
-        str | None, typer.Option(show_default="fsq-tiny", help="Where the configuration starts from: fsq-tiny or vq-tiny.")
+        str | None,
+        typer.Option(
+            show_default="fsq-tiny",
+            help="Where the configuration starts from. For CPUs: fsq-tiny, vq-tiny, simvq-tiny, lfq-tiny, residual-vq-tiny, "
+            "residual-fsq-tiny. For GPUs: vq-f16-16k, vq-f8-16k, chameleon-512, f8-256, fsq-f16-64k, fsq-f16-15k, "
+            "vqganplus-f16-4k.",
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with options of this command; flags win over it.")] = None,
     set_: Annotated[
@@ -38,7 +44,7 @@ def train_vq(
     max_minutes: Annotated[float | None, typer.Option(help="End after this time even if steps are left.")] = None,
     resolution: Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")] = None,
     batch_size: Annotated[int | None, typer.Option(show_default="8", help="Pictures in a step.")] = None,
-    lr: Annotated[float | None, typer.Option(show_default="0.004", help="Peak learning rate.")] = None,
+    lr: Annotated[float | None, typer.Option(show_default="the preset's", help="Peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(show_default="0", help="Of weights, order and augmentation.")] = None,
     threads: Annotated[
         int | None, typer.Option(show_default="all cores or one, whichever is faster", help="Cores to use.")
@@ -50,7 +56,7 @@ def train_vq(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Train an image tokenizer (encoder, FSQ or VQ codebook, decoder) on the pictures of any inputs."""
+    """Train an image tokenizer (encoder, quantizer, decoder) on the pictures of any inputs."""
     with session(json=json, debug=debug, quiet=quiet) as run:
         from tokkit.pipelines.settings import assignments, from_yaml, validated
         from tokkit.pipelines.train_vq import TrainVQConfig

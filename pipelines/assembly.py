@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tokkit.documents import Document, Failure, Media, Outcome, Text
+from PIL import Image
+
+from tokkit.documents import Audio, Document, Failure, Media, Outcome, Text
+from tokkit.errors import ItemError
 from tokkit.interleave import AudioCodes, ImageCodes
+from tokkit.media.images import ImageLimits, decode_image
 from tokkit.vocabulary import Ids
 
 
@@ -40,8 +44,30 @@ def verdict(document: Document, slots: list[Slot]) -> Failure | None:
     if any(isinstance(s, Text) and s.text for s in document.segments) or len(failures) < len(slots):
         return None
     if failures:
-        return Failure(failures[0].outcome, "nothing-left", f"no text, and no media item of {len(slots)} is usable")
+        # Where an item is a duplicate, that is why nothing is left: but for it the document would have been committed.
+        cause = next((f for f in failures if f.of is not None), failures[0])
+        return Failure(cause.outcome, "nothing-left", f"no text, and no media item of {len(slots)} is usable", cause.of)
     return Failure(Outcome.REJECTED, "empty-document", "no text and no media items")
+
+
+def open_picture(slot: Slot, image_tokenizer: bool, limits: ImageLimits) -> Image.Image | None:
+    """The decoded picture of a slot that has not failed so far, or None with the slot's failure set.
+
+    Args:
+        image_tokenizer: whether the run has one.
+        limits: bounds on pictures.
+    """
+    if isinstance(slot.media, Audio):
+        slot.failure = Failure(Outcome.FILTERED, "no-audio-tokenizer", "this run has no audio tokenizer")
+    elif not image_tokenizer:
+        slot.failure = Failure(Outcome.FILTERED, "no-image-tokenizer", "this run has no image tokenizer")
+    else:
+        assert slot.media.data is not None
+        try:
+            return decode_image(slot.media.data, limits)
+        except ItemError as error:
+            slot.failure = Failure(Outcome.REJECTED, error.reason, error.message)
+    return None
 
 
 def join_texts(segments: list[Text | Slot], joiner: str) -> list[str | Slot]:
@@ -68,4 +94,4 @@ def with_document(failure: Failure | None) -> Failure | None:
     """What becomes of a sound item in a document that is not committed: the document's outcome."""
     if failure is None:
         return None
-    return Failure(failure.outcome, "document-not-committed", f"the document is not: {failure.reason}")
+    return Failure(failure.outcome, "document-not-committed", f"the document is not: {failure.reason}", failure.of)

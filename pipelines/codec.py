@@ -1,8 +1,9 @@
 """The jobs ``tokkit encode`` and ``tokkit decode``: pictures to files of codes, and back.
 
-Codes are int32 [rows, columns] in a ``.npz`` under each picture's name, or, of one picture, in a ``.npy``. Beside ``FILE`` lies
-``FILE.json``: which tokenizer the codes belong to, and which files could not be encoded, with the reason. Every call of the
-tokenizer has the same batch shape (a batch that is not full is padded), so a picture's codes do not depend on its neighbours.
+Codes are int32 [rows, columns], or [K, rows, columns] where the tokenizer has K > 1 codebooks, in a ``.npz`` under each
+picture's name, or, of one picture, in a ``.npy``. Beside ``FILE`` lies ``FILE.json``: which tokenizer the codes belong to, and
+which files could not be encoded, with the reason. Every call of the tokenizer has the same batch shape (a batch that is not
+full is padded), so a picture's codes do not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -114,6 +115,7 @@ class CodesFile(BaseModel):
     fingerprint: str
     licence: str | None
     codebook_size: int
+    codebooks: int = 1
     size: int
     grid: tuple[int, int]
     pictures: int
@@ -198,7 +200,7 @@ def _inputs(
 def _encoded(
     tokenizer: ImageTokenizer, inputs: Iterable[tuple[str, npt.NDArray[np.uint8]]], batch: int
 ) -> Iterator[tuple[list[str], Codes]]:
-    """(Names, codes int32 [n, rows, columns]) of batches of one shape; what pads the last one is left out again."""
+    """(Names, codes int32 [n, (K,) rows, columns]) of batches of one shape; what pads the last one is left out again."""
     for group in _groups(inputs, batch):
         yield [name for name, _ in group], tokenizer.encode_padded([picture for _, picture in group], batch)
 
@@ -225,6 +227,7 @@ def _described(tokenizer: ImageTokenizer, result: EncodeResult) -> CodesFile:
         fingerprint=result.fingerprint,
         licence=tokenizer.config.licence,
         codebook_size=tokenizer.codebook_size,
+        codebooks=tokenizer.codebooks,
         size=tokenizer.config.preprocessing.size,
         grid=tokenizer.grid,
         pictures=result.pictures,
@@ -247,10 +250,10 @@ def decode_pictures(config: DecodeConfig, progress: Progress) -> DecodeResult:
     if not tokenizer.has_decoder:
         raise UsageError(f"{config.tokenizer} encodes only: the checkpoint it was imported from holds no decoder")
     _check_fingerprint(config, tokenizer.fingerprint, progress)
-    with _opened(config.codes) as arrays:
+    with _opened(config.codes, dimensions=2 if tokenizer.codebooks == 1 else 3) as arrays:
         files = _file_names(config.codes, list(arrays))
         with progress.task("decode", total=len(files), unit="pictures") as task:
-            checked = ((name, _checked(config.codes, name, arrays[name], tokenizer.codebook_size)) for name in files)
+            checked = ((name, _checked(config.codes, name, arrays[name], tokenizer)) for name in files)
             for names, pixels in _decoded(tokenizer, checked, config.batch_size if len(files) > 1 else 1):
                 for name, picture in zip(names, pixels, strict=True):
                     _write_png(config.out / files[name], picture)
@@ -276,14 +279,14 @@ def _check_fingerprint(config: DecodeConfig, fingerprint: str, progress: Progres
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
-    """Arrays by name; those of a ``.npz`` are read as they are asked for."""
+def _opened(path: Path, dimensions: int) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
+    """Arrays by name; those of a ``.npz`` are read as they are asked for. One picture's codes have so many dimensions."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     try:
         found = np.load(path, allow_pickle=False)
         if isinstance(found, np.ndarray):
-            yield {path.stem: found} if found.ndim == 2 else {f"{path.stem}-{i}": grid for i, grid in enumerate(found)}
+            yield {path.stem: found} if found.ndim <= dimensions else {f"{path.stem}-{i}": grid for i, grid in enumerate(found)}
         else:
             with found:
                 yield found
@@ -303,9 +306,12 @@ def _file_names(path: Path, names: list[str]) -> dict[str, str]:
     return {name: f"{bare[name] if count[bare[name]] == 1 else name}.png" for name in names}
 
 
-def _checked(path: Path, name: str, codes: npt.NDArray[Any], codebook_size: int) -> Codes:
-    if codes.ndim != 2 or codes.size == 0 or not np.issubdtype(codes.dtype, np.integer):
-        raise DataError(f"{path}: {name} is {codes.dtype} {list(codes.shape)}, not integers [rows, columns]")
+def _checked(path: Path, name: str, codes: npt.NDArray[Any], tokenizer: ImageTokenizer) -> Codes:
+    K, codebook_size = tokenizer.codebooks, tokenizer.codebook_size
+    fits = codes.ndim == 2 if K == 1 else codes.ndim == 3 and len(codes) == K
+    if not fits or codes.size == 0 or not np.issubdtype(codes.dtype, np.integer):
+        expected = "[rows, columns]" if K == 1 else f"[{K}, rows, columns]"
+        raise DataError(f"{path}: {name} is {codes.dtype} {list(codes.shape)}, not integers {expected}")
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= codebook_size:
         raise DataError(f"{path}: {name} has the code {low if low < 0 else high}; the tokenizer's are 0 to {codebook_size - 1}")

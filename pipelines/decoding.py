@@ -165,7 +165,8 @@ class DocumentDecoder:
             return None
         import torch
 
-        return self._image.decode(torch.from_numpy(codes[:1].astype(np.int64))).cpu().numpy()[0]
+        one = codes[None] if self._image.codebooks > 1 else codes
+        return self._image.decode(torch.from_numpy(one.astype(np.int64))).cpu().numpy()[0]
 
 
 def _same(entry: TokenizerEntry, fingerprint: str, path: Path) -> None:

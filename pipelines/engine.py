@@ -1,54 +1,56 @@
-"""The local engine: units to worker processes, any worker, any order.
+"""The local engine: units to worker processes, any worker, any order, whatever becomes of the workers.
 
-With one worker the units are done in this process. With more, each worker is a fresh process (spawn: torch and fork do not mix)
-with a pipe of its own; it is given one unit at a time and sends back reports, and the commit record once the unit is committed.
-Workers commit by themselves, so nothing is lost with the parent; a worker whose parent is gone leaves.
-
-What can go wrong, and what follows:
+The units of a run go through a pool of worker processes (:mod:`tokkit.pipelines.pool`). With ``workers`` 0 they are done in
+this process instead, for debugging: then nothing outlives a crash. What can go wrong, and what follows:
 
 * a transient error (time-out, memory, I/O) puts the unit aside; it is tried once more, alone, after all others, and if it fails
   again the run stops resumable;
-* a worker that is killed stops the run resumable: everything committed stays, the same command goes on;
+* a worker that dies is replaced, one that says nothing of its progress for ``stall_seconds`` is killed and replaced; the unit
+  is tried again, and after its second death it is examined alone (:mod:`tokkit.pipelines.poison`): a document that kills each
+  time is left out as poison, anything else leaves the run resumable;
+* units that other processes are at (:mod:`tokkit.pipelines.leases`) are left to them, and taken over where these have died;
+* a full or read-only disk stops the run at once, resumable; everything committed stays;
 * any other error stops the run at once, with its message (a tokkit error) or its traceback (a fault in the program).
 """
 
 from __future__ import annotations
 
-import errno
-import os
-import pickle
-import signal
-import threading
 import time
-import traceback
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Sequence
 
-from tokkit.errors import ResumableStop, TokkitError, TransientError
-from tokkit.pipelines.ledger import CommitRecord
+from tokkit.errors import ResumableStop
 from tokkit.pipelines.plan import PlannedUnit
-from tokkit.pipelines.unit import UnitJob, UnitProcessor
-from tokkit.pipelines.work import Report, Work
+from tokkit.pipelines.poison import Examiner
+from tokkit.pipelines.pool import Pool, Trouble, UnitQueue
+from tokkit.pipelines.task import Alone, Result, Sharing, UnitTask, UnitWork
+from tokkit.pipelines.work import Report
+from tokkit.pipelines.worker import TRANSIENT, WorkerError, message_of, stop_if_full
 
-TRANSIENT = (TransientError, OSError, MemoryError)
-Done = Callable[[PlannedUnit, CommitRecord], None]
+__all__ = ["STALL_SECONDS", "UnitTask", "UnitWork", "WorkerError", "run_units"]
+
+STALL_SECONDS = 300.0
+SHOWN = 10  # units that a message names
 
 
-class WorkerError(Exception):
-    """A programming error in a worker process; the message is its traceback."""
-
-
-def run_units(job: UnitJob, units: Sequence[PlannedUnit], workers: int, report: Report, done: Done) -> None:
-    """Do all units; returns when every one is committed.
+def run_units(
+    task: UnitTask[Result],
+    units: Sequence[PlannedUnit],
+    workers: int,
+    report: Report,
+    done: Callable[[PlannedUnit, Result], None],
+    *,
+    sharing: Sharing[Result] | None = None,
+    stall_seconds: float = STALL_SECONDS,
+) -> None:
+    """Do all units; returns when every one is done.
 
     Args:
+        task: what is to be done with each.
+        workers: processes; 0 does the units in this one.
         report: called with the work done since the last call, from any worker.
-        done: called once a unit is committed.
+        done: called with a unit and its result once it is done, here or elsewhere (a task that commits has committed by then).
+        sharing: where other processes are at work on the same units.
+        stall_seconds: a worker that says nothing of its progress for so long is taken to hang.
 
     Raises:
         ResumableStop: something outside of the data stood in the way; what is committed stays.
@@ -56,201 +58,62 @@ def run_units(job: UnitJob, units: Sequence[PlannedUnit], workers: int, report: 
     """
     if not units:
         return
-    if workers == 1:
-        aside = _run_here(job, units, report, done)
+    sharing = sharing or Alone()
+    queue = UnitQueue(units, sharing, done)
+    undone: list[tuple[PlannedUnit, str]] = []
+    if workers == 0:
+        undone = _run_here(task, queue, report)
     else:
-        aside = _Pool(job, min(workers, len(units)), report, done).run(units)
-    if aside:
-        still = _run_here(job, [planned for planned, _ in aside], report, done)
-        if still:
-            planned, problem = still[0]
-            more = f" (and {len(still) - 1} more units)" if len(still) > 1 else ""
-            raise ResumableStop(
-                f"{planned.unit.source}/{planned.unit.file} cannot be read or encoded just now{more}: {problem}\n"
-                f"everything else is committed; run the same command again when the cause is gone"
-            )
+        for trouble in Pool(task, min(workers, len(units)), queue, report, stall_seconds).run():
+            if queue.done_elsewhere(trouble.planned):
+                continue
+            outcome = Examiner(task, sharing, report, stall_seconds, trouble).settle()
+            if not isinstance(outcome, str):
+                queue.done(trouble.planned, outcome.result)
+            elif not queue.done_elsewhere(trouble.planned):
+                undone.append((trouble.planned, outcome))
+    if undone:
+        raise ResumableStop(_told(undone))
 
 
-Aside = list[tuple[PlannedUnit, str]]
+def _told(undone: list[tuple[PlannedUnit, str]]) -> str:
+    lines = [
+        f"{planned.unit.source}/{planned.unit.file} cannot be read or encoded just now: {problem}"
+        for planned, problem in undone[:SHOWN]
+    ]
+    if len(undone) > SHOWN:
+        lines.append(f"(and {len(undone) - SHOWN} more units)")
+    lines.append("everything else is committed; run the same command again when the cause is gone")
+    return "\n".join(lines)
 
 
-def _run_here(job: UnitJob, units: Sequence[PlannedUnit], report: Report, done: Done) -> Aside:
-    """Do units in this process; returns those that met a transient error."""
+def _run_here(task: UnitTask[Result], queue: UnitQueue[Result], report: Report) -> list[tuple[PlannedUnit, str]]:
+    """Do units in this process; returns those that met a transient error twice, and the error."""
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    aside: Aside = []
     try:
-        processor = UnitProcessor(job)
-        for planned in units:
-            try:
-                record = processor.process(planned, report)
-            except TRANSIENT as error:
-                _stop_if_full(error)
-                aside.append((planned, _message(error)))
-                continue
-            done(planned, record)
+        work = task.open()
+        aside: list[Trouble] = []
+        while len(queue):
+            planned = queue.next()
+            if planned is None:
+                time.sleep(queue.poll_seconds)
+            elif (problem := _try(work, planned, queue, report)) is not None:
+                aside.append(Trouble(planned, problem))
+        again = [(trouble.planned, _try(work, trouble.planned, queue, report)) for trouble in aside]
+        return [(planned, problem) for planned, problem in again if problem is not None]
     finally:
         torch.set_num_threads(threads)
-    return aside
 
 
-# ---- worker processes
-
-
-@dataclass(frozen=True, slots=True)
-class _Failed:
-    """A unit that met an error. ``error`` is None for a programming error, of which only the traceback is kept."""
-
-    transient: bool
-    error: TokkitError | None
-    message: str
-
-
-def _work(job: UnitJob, connection: Connection, parent: int) -> None:
-    """A worker's life: take a unit, do it, say so; leave when told to or when the parent is gone."""
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    import torch
-
-    torch.set_num_threads(1)
+def _try(work: UnitWork[Result], planned: PlannedUnit, queue: UnitQueue[Result], report: Report) -> str | None:
+    """Do a unit; the message of a transient error, or None."""
     try:
-        processor = UnitProcessor(job)
-        while (planned := connection.recv()) is not None:
-            try:
-                connection.send(processor.process(planned, connection.send))
-            except TRANSIENT as error:
-                _stop_if_full(error)
-                connection.send(_Failed(True, None, _message(error)))
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
-        return
-    except TokkitError as error:
-        connection.send(_Failed(False, _picklable(error), str(error)))
-    except BaseException:
-        connection.send(_Failed(False, None, traceback.format_exc()))
-
-
-def _stop_if_full(error: BaseException) -> None:
-    """No other unit fares better on a full or read-only disk: stop at once, rather than encode everything in vain."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        raise ResumableStop(
-            f"{error.filename or 'the output'}: {error.strerror}; what is committed is safe, "
-            f"run the same command again when there is space"
-        ) from error
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(0)
-
-
-def _message(error: BaseException) -> str:
-    return str(error) or type(error).__name__
-
-
-def _picklable(error: TokkitError) -> TokkitError:
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return TokkitError(str(error))
-    return error
-
-
-@contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Ctrl-C reaches the whole process group: workers inherit that they ignore it, their parent ends them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
-class _Pool:
-    """Worker processes and what each is at."""
-
-    def __init__(self, job: UnitJob, workers: int, report: Report, done: Done) -> None:
-        self._job, self._count, self._report, self._done = job, workers, report, done
-        self._workers: dict[Connection, BaseProcess] = {}
-        self._at: dict[Connection, PlannedUnit] = {}
-        self._aside: Aside = []
-
-    def run(self, units: Sequence[PlannedUnit]) -> Aside:
-        # The largest first: the last units to end are small ones.
-        self._queue = deque(sorted(units, key=lambda p: (-p.unit.bytes, p.index)))
-        context = get_context("spawn")
-        try:
-            for _ in range(self._count):
-                mine, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(self._job, theirs, os.getpid()), daemon=True)
-                with _no_interrupts():
-                    process.start()
-                theirs.close()
-                self._workers[mine] = process
-                self._give(mine)
-            while self._at:
-                for connection in wait(list(self._at)):
-                    assert isinstance(connection, Connection)
-                    self._receive(connection)
-            return self._aside
-        finally:
-            self._end()
-
-    def _give(self, connection: Connection) -> None:
-        """Hand a worker its next unit, if there is one."""
-        self._at.pop(connection, None)
-        if self._queue:
-            planned = self._queue.popleft()
-            self._at[connection] = planned
-            try:
-                connection.send(planned)
-            except BrokenPipeError:
-                raise self._died(connection) from None
-
-    def _receive(self, connection: Connection) -> None:
-        try:
-            message = connection.recv()
-        except (EOFError, ConnectionResetError):
-            raise self._died(connection) from None
-        if isinstance(message, Work):
-            self._report(message)
-        elif isinstance(message, CommitRecord):
-            self._done(self._at[connection], message)
-            self._give(connection)
-        elif message.transient:
-            self._aside.append((self._at[connection], message.message))
-            self._give(connection)
-        elif message.error is not None:
-            raise message.error
-        else:
-            raise WorkerError(f"in a worker process:\n{message.message}")
-
-    def _died(self, connection: Connection) -> ResumableStop:
-        process = self._workers[connection]
-        process.join(timeout=5)
-        unit = self._at[connection].unit
-        code = process.exitcode
-        how = f"was killed by signal {-code}" if code is not None and code < 0 else f"left with exit code {code}"
-        return ResumableStop(
-            f"a worker process {how} while it was at {unit.source}/{unit.file} (out of memory is a common cause)\n"
-            f"everything committed is safe; run the same command again to go on, with fewer --workers if memory was short"
-        )
-
-    def _end(self) -> None:
-        """Let idle workers go and stop the others."""
-        for connection, process in self._workers.items():
-            if connection not in self._at:
-                try:
-                    connection.send(None)
-                    process.join(timeout=5)
-                except OSError:
-                    pass
-            connection.close()
-        for process in self._workers.values():
-            if process.is_alive():
-                process.terminate()
-            process.join()
+        result = work.process(planned, report)
+    except TRANSIENT as error:
+        stop_if_full(error)
+        return None if queue.done_elsewhere(planned) else message_of(error)
+    queue.done(planned, result)
+    return None

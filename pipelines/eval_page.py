@@ -68,7 +68,7 @@ def render_page(described: Mapping[str, object], meters: Sequence[TokenizerMeter
         sections.append(
             _Section(
                 scores=score,
-                few_codes=score.codebook.codes < ENOUGH_CODES * score.codebook.size,
+                few_codes=score.codebook.codes < ENOUGH_CODES * score.codebook.size * score.codebook.codebooks,
                 histogram=histogram(meter.psnr, low, high, score.psnr.median),
                 ranks=rank_plot(meter.counts),
                 sample=sample,

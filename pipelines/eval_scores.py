@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokkit.metrics.codebook import perplexity, usage
+from tokkit.metrics.codebook import count_codes, perplexity, usage
 from tokkit.metrics.fid import FeatureStatistics, frechet_distance
 from tokkit.metrics.inception import FEATURES, Inception
 from tokkit.metrics.lpips import Lpips
@@ -72,13 +72,15 @@ class CodebookScore:
     """Use of the codebook over the codes of all pictures.
 
     Attributes:
-        size: codes there are.
-        codes: codes that were counted; neither figure can say more than so many.
-        used: different codes among them; ``usage`` is their share of ``size``.
-        perplexity: ``exp`` of the entropy of the code distribution.
+        size: codes there are in a codebook.
+        codebooks: codes at each position of a picture.
+        codes: codes that were counted; neither figure can say more than so many of each codebook.
+        used: different codes among them; ``usage`` is their share of all there are.
+        perplexity: ``exp`` of the entropy of the code distribution, mean over the codebooks.
     """
 
     size: int
+    codebooks: int
     codes: int
     used: int
     usage: float
@@ -167,7 +169,7 @@ class TokenizerMeter:
         batch_size: int,
     ) -> None:
         self.label, self.tokenizer, self.instruments = label, tokenizer, instruments
-        self.counts = np.zeros(tokenizer.codebook_size, dtype=np.int64)
+        self.counts = np.zeros((tokenizer.codebooks, tokenizer.codebook_size), dtype=np.int64)
         self.psnr: list[float] = []
         self.ssim: list[float] = []
         self.lpips: list[float] = []
@@ -185,7 +187,8 @@ class TokenizerMeter:
         padded[: len(originals)] = originals
         codes = self.tokenizer.encode(padded)
         reconstructions = self.tokenizer.decode(codes)[: len(originals)]
-        self.counts += np.bincount(codes[: len(originals)].flatten().cpu().numpy(), minlength=self.counts.size)
+        counted = codes[: len(originals)].cpu().numpy()
+        self.counts += count_codes(counted, self.tokenizer.codebook_size, self.tokenizer.codebooks)
         self.resolution = pixels.shape[1]
         self._add_features(originals, reconstructions)
         scores = self._scores([locator for locator, _ in names], originals, reconstructions)
@@ -210,13 +213,18 @@ class TokenizerMeter:
             licence=config.licence,
             resolution=self.resolution,
             tokens=codes // pictures,
-            bits_per_pixel=codes * log2(self.counts.size) / (pictures * self.resolution**2),
+            bits_per_pixel=codes * log2(self.tokenizer.codebook_size) / (pictures * self.resolution**2),
             psnr=Summary.of(self.psnr),
             ssim=Summary.of(self.ssim) if self.ssim else None,
             lpips=Summary.of(self.lpips) if self.lpips else None,
             rfid=rfid,
             codebook=CodebookScore(
-                self.counts.size, codes, int(np.count_nonzero(self.counts)), usage(self.counts), perplexity(self.counts)
+                size=self.tokenizer.codebook_size,
+                codebooks=self.tokenizer.codebooks,
+                codes=codes,
+                used=int(np.count_nonzero(self.counts)),
+                usage=usage(self.counts),
+                perplexity=perplexity(self.counts),
             ),
             worst=[example.score for example in self.worst.examples],
             best=[example.score for example in self.best.examples],

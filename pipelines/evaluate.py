@@ -58,7 +58,8 @@ PROTOCOL = {
     "lpips": f"LPIPS {HEADS_VERSION} with {NET} trunk, inputs in [-1, 1] at the tokenizer's resolution; mean over pictures",
     "rfid": "Frechet distance between Inception features (pt_inception-2015-12-05, 2048 features, bilinear to 299x299 without "
     "antialiasing) of the reconstructions and of the reference, covariances over N - 1",
-    "codebook": "usage: share of the codes that occur; perplexity: exp of the entropy of the code distribution; over all codes",
+    "codebook": "usage: share of the codes that occur; perplexity: exp of the entropy of the code distribution; over all "
+    "codes, of several codebooks the mean",
 }
 
 

@@ -28,7 +28,7 @@ NAME = "config.json"
 PACKAGES = ("numpy", "pillow", "pyarrow", "sentencepiece", "tokenizers", "torch", "vector-quantize-pytorch")
 
 
-def numeric_environment(device: torch.device, batch_size: int) -> dict[str, object]:
+def numeric_environment(device: torch.device, batch_size: int, text_engine: str = "library") -> dict[str, object]:
     """What rounding may depend on, on this machine."""
     import torch
     from PIL import features
@@ -37,12 +37,13 @@ def numeric_environment(device: torch.device, batch_size: int) -> dict[str, obje
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    packages = PACKAGES if text_engine == "library" else (*PACKAGES, text_engine)
     return {
         "device": name,
         "precision": "fp32",
         "batch_size": batch_size,
         "threads": 1 if device.type == "cpu" else None,
-        "packages": {p: version(p).split("+")[0] for p in PACKAGES},
+        "packages": {p: version(p).split("+")[0] for p in packages},
         "decoders": {c: features.version(c) for c in ("jpg", "zlib", "webp", "avif", "libtiff", "jpg_2000")},
     }
 

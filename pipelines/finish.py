@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tokkit.errors import VerificationError
+from tokkit.failpoints import failpoint
 from tokkit.pipelines.ledger import CommitRecord, Ledger
 from tokkit.pipelines.plan import Plan
 from tokkit.pipelines.progress import Progress, Task
@@ -171,6 +172,7 @@ def _write_shards(directory: Path, blocks: Iterator[_Block], dtype: np.dtype, sh
     writer: ShardWriter | None = None
 
     def close(current: ShardWriter) -> None:
+        failpoint("in-coalesce")
         files = current.finish(f"{len(shards):05d}")
         shards.append(Shard(documents=current.documents, tokens=current.tokens, files=files))
 
@@ -214,6 +216,7 @@ def publish_rejects(ledger: Ledger, records: Sequence[CommitRecord]) -> None:
             target = ledger.rejects / f"{record.unit.index:05d}.jsonl"
             keep.add(target.name)
             _check_payload(ledger, record, "rejects")
+            failpoint("in-rejects")
             with replacing(target) as temporary:
                 shutil.copyfile(ledger.payloads / file.name, temporary)
     _remove_others(ledger.rejects, keep)

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokkit.documents import Document, Failure, Media, Outcome, modality_of
 from tokkit.errors import DataError, VerificationError
+from tokkit.pipelines.plan import Poison
+from tokkit.shards.manifest import NAME as MANIFEST
 from tokkit.shards.manifest import Counts, ShardFile
 from tokkit.sources.base import ContainerDamage, Unit
-from tokkit.storage import create_if_absent, pretty_json, read_json, remove_attempts, replacing, sha256_file
+from tokkit.storage import create_if_absent, pretty_json, read_json, remove_attempts, replacing, sha256_file, write_atomic
 
 
 class UnitEntry(BaseModel):
@@ -106,6 +109,14 @@ class Tally:
         if failure is not None:
             self._line("item", document, failure, item=index, modality=modality, ref=media.ref)
 
+    def withdraw(self, document: Document, index: int, media: Media, failure: Failure | None) -> None:
+        """A media item that was told as committed, of a document that turned out not to be."""
+        counts = self.items[modality_of(media)]  # type: ignore[arg-type]
+        counts[Outcome.COMMITTED] -= 1
+        if not counts[Outcome.COMMITTED]:
+            del counts[Outcome.COMMITTED]
+        self.item(document, index, media, failure)
+
     def damage(self, damage: ContainerDamage) -> None:
         """A stretch of the container that could not be read."""
         self.container_errors += 1
@@ -132,25 +143,50 @@ class Tally:
             "reason": failure.reason,
             "message": failure.message,
         }
+        if failure.of is not None:
+            entry["of"] = {key: value for key, value in asdict(failure.of).items() if value is not None}
         self.lines.append(json.dumps(entry))
+
+
+class PoisonEntry(BaseModel):
+    """See :class:`~tokkit.pipelines.plan.Poison`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    position: int
+    cause: str
+
+
+class PoisonRecord(BaseModel):
+    """The content of ``run/poison/NNNNN.json``: the documents of a unit that kill the process which works on them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str
+    file: str
+    start: int
+    stop: int
+    documents: list[PoisonEntry]
 
 
 class Ledger:
     """The commit records and payloads of one output directory."""
 
     def __init__(self, out: Path) -> None:
+        self.out = out
         self.commits = out / "commits"
         self.rejects = out / "rejects"
         self.payloads = out / "run" / "payloads"
+        self.poisons = out / "run" / "poison"
 
     def create(self) -> None:
         """Make the folders."""
-        for folder in (self.commits, self.rejects, self.payloads):
+        for folder in (self.commits, self.rejects, self.payloads, self.poisons):
             folder.mkdir(parents=True, exist_ok=True)
 
     def clean(self) -> None:
-        """Remove what attempts that never came to their end left; only while no process is at work."""
-        for folder in (self.commits, self.rejects, self.payloads):
+        """Remove what attempts that never came to their end left; only while no other process is at work."""
+        for folder in (self.out, self.commits, self.rejects, self.payloads, self.poisons):
             remove_attempts(folder)
 
     def commit(self, record: CommitRecord) -> bool:
@@ -168,7 +204,10 @@ class Ledger:
             raise DataError(f"{path} is damaged: {error.errors()[0]['msg']}") from None
 
     def done(self, unit_index: int, unit: Unit) -> CommitRecord | None:
-        """The record of a unit whose payload is there; a record that names a payload which is not is no commit."""
+        """The record of a unit whose payload is there; a record that names a payload which is not is no commit.
+
+        Once there is a manifest the payloads are in the shards, and may be gone.
+        """
         record = self.read(unit_index)
         if record is None:
             return None
@@ -178,12 +217,32 @@ class Ledger:
         for file in record.payload.values():
             path = self.payloads / file.name
             if not path.exists() or path.stat().st_size != file.bytes:
-                return None
+                # The manifest is looked for second: a process that has just written it removes the payloads next.
+                return record if (self.out / MANIFEST).exists() else None
         return record
 
     def forget(self, unit_index: int) -> None:
-        """Remove the record of a unit whose payload is lost, so that the unit is done again."""
+        """Remove the record of a unit whose payload is lost, so that the unit is done again; only with the unit's lease."""
         self._path(unit_index).unlink(missing_ok=True)
+
+    def poison(self, unit_index: int, unit: Unit) -> tuple[Poison, ...]:
+        """The documents of a unit that are known to kill."""
+        path = self.poisons / f"{unit_index:05d}.json"
+        if not path.exists():
+            return ()
+        try:
+            record = PoisonRecord.model_validate(read_json(path))
+        except ValidationError as error:
+            raise DataError(f"{path} is damaged: {error.errors()[0]['msg']}; remove it") from None
+        if (record.source, record.file, record.start, record.stop) != (unit.source, unit.file, unit.start, unit.stop):
+            raise VerificationError(f"{path} is of another unit ({record.source}/{record.file}); remove it")
+        return tuple(Poison(entry.position, entry.cause) for entry in record.documents)
+
+    def add_poison(self, unit_index: int, unit: Unit, poison: Sequence[Poison]) -> None:
+        """Write down which documents of a unit kill, so that a later run does not die of them again."""
+        documents = [PoisonEntry(position=p.position, cause=p.cause) for p in poison]
+        record = PoisonRecord(source=unit.source, file=unit.file, start=unit.start, stop=unit.stop, documents=documents)
+        write_atomic(self.poisons / f"{unit_index:05d}.json", pretty_json(record.model_dump(mode="json")))
 
     def write_lines(self, unit_index: int, lines: list[str]) -> ShardFile:
         """Write a unit's reject lines as part of its payload."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tokkit.documents import Outcome
 from tokkit.errors import BudgetExceeded
 from tokkit.pipelines.ledger import CommitRecord
-from tokkit.pipelines.plan import Plan, PlannedUnit
+from tokkit.pipelines.plan import PlannedUnit
 from tokkit.pipelines.progress import Progress
 from tokkit.pipelines.work import STAGES, Work
 
@@ -24,11 +25,15 @@ class Meter:
     """Adds up what the workers report: the progress line, ``run/metrics.jsonl``, the reject budget and the summary."""
 
     def __init__(
-        self, config: ShardConfig, progress: Progress, plan: Plan, records: dict[int, CommitRecord], todo: int
+        self,
+        config: ShardConfig,
+        progress: Progress,
+        records: dict[int, CommitRecord],
+        todo: Sequence[PlannedUnit],
     ) -> None:
         self._config, self._progress, self._records = config, progress, records
-        self._all = plan.units
-        self._resumed, self._todo = len(records), todo
+        self._todo = todo
+        self._resumed, self._elsewhere = len(records), 0
         self._counts, self._reasons = Counter[str](), Counter[str]()
         for record in records.values():
             self._count(record)
@@ -37,9 +42,9 @@ class Meter:
         self._begin = time.monotonic()
 
     def __enter__(self) -> Meter:
-        total = sum(p.unit.bytes for p in self._all if p.index not in self._records) / 1e6
+        total = sum(p.unit.bytes for p in self._todo) / 1e6
         if self._config.limit is not None:
-            total = float(self._config.limit)
+            total = float(sum(p.quota or 0 for p in self._todo))
         self._unit = "documents" if self._config.limit is not None else "MB"
         self._task = self._progress.start("encode", total, self._unit)
         self._file = self._metrics.open("a", encoding="ascii")
@@ -68,6 +73,11 @@ class Meter:
             rejected=f"{self._counts[Outcome.REJECTED]:,}",
         )
         self._task.advance(work.documents if self._unit == "documents" else work.bytes / 1e6)
+
+    def elsewhere(self, planned: PlannedUnit) -> None:
+        """A unit that another process has done: there is less to do here."""
+        self._elsewhere += 1
+        self._task.advance(planned.quota or 0 if self._unit == "documents" else planned.unit.bytes / 1e6)
 
     def done(self, planned: PlannedUnit, record: CommitRecord) -> None:
         self._records[planned.index] = record
@@ -103,8 +113,9 @@ class Meter:
         stages = {stage: round(work.seconds.get(stage, 0.0), 3) for stage in STAGES}
         busiest = max(stages, key=lambda s: stages[s])
         entry: dict[str, object] = {
-            "units": self._todo,
+            "units": len(self._todo) - self._elsewhere,
             "resumed_units": self._resumed,
+            "units_done_elsewhere": self._elsewhere,
             "workers": workers,
             "seconds": round(seconds, 3),
             "documents": work.documents,

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from tokkit.errors import DataError, FingerprintMismatch, UsageError
+from tokkit.failpoints import failpoint
 from tokkit.pipelines.progress import Progress
 from tokkit.sources.base import Source, Unit
 from tokkit.sources.resolve import ResolvedInputs
@@ -19,12 +20,31 @@ from tokkit.storage import write_atomic
 
 
 @dataclass(frozen=True, slots=True)
+class Poison:
+    """A document that kills the process which works on it.
+
+    Attributes:
+        position: which document of the unit, from 0.
+        cause: how the process dies each time: a signal's name or an exit code.
+    """
+
+    position: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedUnit:
-    """A unit with its number in the run (the order of the output) and, in a trial, how many documents to take of it."""
+    """A unit with its number in the run (the order of the output).
+
+    Attributes:
+        quota: in a trial, how many documents to take of it.
+        poison: documents of it that are known to kill: these are rejected, unlooked at.
+    """
 
     index: int
     unit: Unit
     quota: int | None = None
+    poison: tuple[Poison, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +81,27 @@ def make_plan(resolved: ResolvedInputs, directory: Path, *, unit_bytes: int, lim
     quotas = share_out(limit, [u.bytes for u in units]) if limit is not None else [None] * len(units)
     planned = [PlannedUnit(i, u, q) for i, (u, q) in enumerate(zip(units, quotas, strict=True))]
     write_atomic(inputs_path, "".join(json.dumps(entry) + "\n" for entry in inputs))
+    failpoint("in-plan")
     # The units are written last: a plan is there when they are.
     write_atomic(
         units_path, "".join(json.dumps({"index": p.index, "quota": p.quota, **asdict(p.unit)}) + "\n" for p in planned)
     )
     return Plan(sources, planned)
+
+
+def check_unchanged(source: Source, unit: Unit) -> None:
+    """The unit's file is still the one that was planned; what was read of another must not be committed.
+
+    Raises:
+        FingerprintMismatch: it is not.
+    """
+    planned = source.file_of[unit.file]
+    now = Path(planned.path).stat()
+    if (now.st_size, now.st_mtime_ns) != (planned.size, planned.mtime_ns):
+        raise FingerprintMismatch(
+            f"{planned.path} has changed while it was being read: restore it and run the same command again, "
+            f"or write to another --out"
+        )
 
 
 def share_out(limit: int, weights: Sequence[int]) -> list[int | None]:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokkit.dedup.perceptual import hash_versions
 from tokkit.errors import UsageError
-from tokkit.interleave import Layout
+from tokkit.interleave import Layout, lacking, spell
 from tokkit.pipelines.fingerprint import CODE_VERSION, numeric_environment
+from tokkit.released_vocabularies import ReleasedVocabulary, released_vocabulary
 from tokkit.shards.manifest import TokenizerEntry
 from tokkit.sources.resolve import ResolvedInputs
 from tokkit.vocabulary import UnifiedVocabulary
@@ -28,6 +30,8 @@ SEMANTIC_OPTIONS = {
     "metadata",
     "val_fraction",
     "seed",
+    "dedup",
+    "near_distance",
     "image_limits",
     "unit_bytes",
     "shard_tokens",
@@ -51,17 +55,24 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs) -> Setup:
     """Load the tokenizers once, to know the vocabulary and the fingerprints; workers load them again."""
     from tokkit.tokenizers.text import load_text_tokenizer
 
-    text = load_text_tokenizer(config.text_tokenizer)
+    released = _released(config)
+    claimed = released.vocabulary.claimed if released is not None else ()
+    text = load_text_tokenizer(config.text_tokenizer, claimed, config.text_engine)
     image: ImageTokenizer | None = None
     if config.image_tokenizer is not None:
         from tokkit.tokenizers.image import load_image_tokenizer
 
         image = load_image_tokenizer(config.image_tokenizer, device="cpu")
-    vocabulary, layout = _vocabulary(config, text, image)
+    vocabulary = _built(config, text, image) if released is None else _taken(config, released, image)
+    layout = _layout(config, vocabulary, released, text, image)
     tokenizers = {"text": _text_entry(config.text_tokenizer, text)}
     if image is not None and config.image_tokenizer is not None:
         tokenizers["image"] = _image_entry(config.image_tokenizer, image)
-    options = config.model_dump(mode="json", include=SEMANTIC_OPTIONS)
+    options = config.model_dump(mode="json", include=SEMANTIC_OPTIONS) | {"image_layout": layout.image}
+    if released is not None:
+        options["vocabulary_from"] = {"model": released.scheme.name, "ids": vocabulary.size}
+    if "near-images" in config.dedup:
+        options["perceptual_hash"] = hash_versions()
     semantic = {
         "code_version": CODE_VERSION,
         "tokenizers": {kind: entry.fingerprint for kind, entry in tokenizers.items()},
@@ -70,16 +81,75 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs) -> Setup:
         **options,
     }
     device = resolve_device(config.device)
-    return Setup(vocabulary, layout, tokenizers, semantic, numeric_environment(device, config.batch_size), str(device))
+    numeric = numeric_environment(device, config.batch_size, config.text_engine)
+    return Setup(vocabulary, layout, tokenizers, semantic, numeric, str(device))
 
 
-def _vocabulary(config: ShardConfig, text: TextTokenizer, image: ImageTokenizer | None) -> tuple[UnifiedVocabulary, Layout]:
+def _released(config: ShardConfig) -> ReleasedVocabulary | None:
+    """The vocabulary of ``--vocabulary-from``, whose file must be the text tokenizer's as well."""
+    from tokkit.tokenizers.text import text_tokenizer_file
+
+    if config.vocabulary_from is None:
+        return None
+    path, text = text_tokenizer_file(config.vocabulary_from), text_tokenizer_file(config.text_tokenizer)
+    if not text.samefile(path) and text.read_bytes() != path.read_bytes():
+        raise UsageError(
+            f"--text-tokenizer {text} is another file than --vocabulary-from {path}, so its text ids would not be the model's: "
+            f"leave --text-tokenizer out, the model's own is then taken"
+        )
+    if config.text_vocab_size is not None:
+        raise UsageError("--text-vocab-size is for vocabularies that are built; with --vocabulary-from its file decides")
+    return released_vocabulary(path)
+
+
+def _codebooks(image: ImageTokenizer | None) -> list[int]:
+    """The number of codes of each codebook."""
+    return [] if image is None else [image.codebook_size] * image.codebooks
+
+
+def _built(config: ShardConfig, text: TextTokenizer, image: ImageTokenizer | None) -> UnifiedVocabulary:
     text_size = config.text_vocab_size or text.vocab_size
     if text_size < text.vocab_size:
         raise UsageError(f"--text-vocab-size {text_size} is less than the {text.vocab_size} ids of {config.text_tokenizer}")
-    vocabulary = UnifiedVocabulary.build(text_size, [image.codebook_size] if image else [])
-    grid = image.grid if image is not None and config.image_layout == "plain" else None
-    return vocabulary, Layout(config.image_layout, grid)
+    return UnifiedVocabulary.build(text_size, _codebooks(image))
+
+
+def _taken(config: ShardConfig, released: ReleasedVocabulary, image: ImageTokenizer | None) -> UnifiedVocabulary:
+    """The model's own vocabulary, where the image tokenizer can be the one that it was trained with."""
+    books, names = _codebooks(image), released.vocabulary.block("image").size
+    model = released.scheme.model
+    if len(books) > 1:
+        raise UsageError(f"{config.image_tokenizer} has {len(books)} codebooks; {model} has ids for one")
+    if books and books[0] != names:
+        raise UsageError(
+            f"{config.image_tokenizer} has {books[0]:,} codes, but {config.vocabulary_from} names {names:,} image codes "
+            f"of {model}: its ids need its own image tokenizer (`tokkit import` takes released checkpoints)"
+        )
+    return released.vocabulary
+
+
+def _layout(
+    config: ShardConfig,
+    vocabulary: UnifiedVocabulary,
+    released: ReleasedVocabulary | None,
+    text: TextTokenizer,
+    image: ImageTokenizer | None,
+) -> Layout:
+    """How pictures are laid out: as asked for, or as the released model knows them; what cannot be written is told here."""
+    name = config.image_layout or (released.scheme.layout if released is not None else "plain")
+    if image is None:
+        return Layout(name)
+    if missing := lacking(vocabulary, name):
+        whose = "a vocabulary that is built" if released is None else f"the vocabulary of {released.scheme.model}"
+        raise UsageError(f"--image-layout {name} cannot be written: {whose} has no {', no '.join(missing)}")
+    if name == "emu3":
+        size = "{}*{}".format(*image.grid)
+        if (found := text.encode(size).tolist()) != (spelled := spell(size, vocabulary).tolist()):
+            raise UsageError(
+                f"--image-layout emu3 cannot be written: {config.text_tokenizer} encodes the size {size!r} as {found}, "
+                f"not with one id a character {spelled}"
+            )
+    return Layout(name, image.grid if name == "plain" else None)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -113,6 +183,7 @@ def _image_entry(path: Path, image: ImageTokenizer) -> TokenizerEntry:
         licence=image.config.licence,
         detail={
             "codebook_size": image.codebook_size,
+            "codebooks": image.codebooks,
             "grid": list(image.grid),
             "size": image.config.preprocessing.size,
             "downsample": image.downsample,

@@ -20,6 +20,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from tokkit.documents import Outcome
+from tokkit.failpoints import failpoint
 from tokkit.pipelines.decoding import DecodedDocument, DecodedImage, DecodedText, DocumentDecoder
 from tokkit.pipelines.progress import Progress
 from tokkit.shards.manifest import Manifest
@@ -85,6 +86,7 @@ def write_report(config: ReportConfig, progress: Progress) -> Path:
         documents=documents,
     )
     path = config.directory / NAME
+    failpoint("in-report")
     write_atomic(path, page.encode("utf-8", "backslashreplace"))
     return path
 
@@ -141,7 +143,8 @@ def _shown(document: DecodedDocument) -> _Shown:
             text, cut = part.text[:LONGEST_TEXT], len(part.text) > LONGEST_TEXT
             parts.append(_Part(text + ("…" if cut else ""), None, f"{part.tokens:,} tokens"))
         elif isinstance(part, DecodedImage):
-            grid = " x ".join(map(str, part.codes.shape[1:]))
+            books, *sides = part.codes.shape
+            grid = " x ".join(map(str, [*sides, books] if books > 1 else sides))
             image = None if part.pixels is None else data_uri(part.pixels)
             parts.append(_Part(None, image, f"{grid} = {part.tokens:,} codes"))
         else:

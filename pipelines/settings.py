@@ -36,7 +36,7 @@ def _line(error: Mapping[str, object]) -> str:
     location = error["loc"]
     key = ".".join(str(part) for part in location) if isinstance(location, tuple) else str(location)
     message = str(error["msg"]).removeprefix("Value error, ")
-    shown = "" if error["type"] in ("missing", "extra_forbidden") else f" (got {error['input']!r})"
+    shown = "" if error["type"] in ("missing", "extra_forbidden") or error["input"] is None else f" (got {error['input']!r})"
     return f"{key}: {message}{shown}" if key else message
 
 

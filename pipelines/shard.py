@@ -8,39 +8,38 @@ the same command goes on where it stopped, and the result is byte for byte that 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-import tokkit
-from tokkit.documents import Outcome
 from tokkit.errors import ResumableStop, UsageError
 from tokkit.interleave import ImageLayout, PairOrder
 from tokkit.media.images import ImageLimits
 from tokkit.packing.split import SplitPolicy
-from tokkit.pipelines.engine import run_units
+from tokkit.pipelines.completion import Run, committed, complete, trial
+from tokkit.pipelines.dedup import DedupKind, DedupSummary, check_dedup, deduplicate, normal_kinds
+from tokkit.pipelines.engine import STALL_SECONDS, run_units
+from tokkit.pipelines.fingerprint import NAME as CONFIG
 from tokkit.pipelines.fingerprint import claim_directory
-from tokkit.pipelines.finish import account, add_counts, add_nested, coalesce, extrapolate, folder_digest, publish_rejects
 from tokkit.pipelines.inputs import announce_ignored
-from tokkit.pipelines.ledger import CommitRecord, Ledger
+from tokkit.pipelines.leases import Leases
+from tokkit.pipelines.ledger import Ledger
 from tokkit.pipelines.meter import Meter
-from tokkit.pipelines.plan import Plan, PlannedUnit, make_plan
+from tokkit.pipelines.plan import make_plan
 from tokkit.pipelines.prepare import Setup, prepare
 from tokkit.pipelines.progress import Progress
+from tokkit.pipelines.sharing import SharedUnits
 from tokkit.pipelines.unit import UnitJob
-from tokkit.shards.manifest import NAME as MANIFEST
-from tokkit.shards.manifest import LayoutEntry, Manifest, load_manifest
-from tokkit.sources.resolve import ResolvedInputs, resolve_inputs
-from tokkit.storage import fingerprint_of, pretty_json, remove_attempts, write_atomic
+from tokkit.shards.manifest import Manifest, load_manifest
+from tokkit.sources.resolve import ResolvedInputs, absolute_input, resolve_inputs
+from tokkit.storage import fingerprint_of, pretty_json, read_json, write_atomic
 
 if TYPE_CHECKING:
     from tokkit.pipelines.pack import SplitResult
@@ -52,10 +51,13 @@ class ShardConfig(BaseModel):
     Attributes:
         inputs: paths, globs or folders, optionally ``FORMAT:`` prefixed.
         out: output directory; one that an earlier run of the same configuration left unfinished is gone on with.
-        text_tokenizer: SentencePiece ``.model`` or Hugging Face ``tokenizer.json``.
+        vocabulary_from: a released model's ``tokenizer.json``, whose ids the shards are to have
+            (:mod:`tokkit.released_vocabularies`); without one a vocabulary is built around the text tokenizer.
+        text_tokenizer: SentencePiece ``.model`` or Hugging Face ``tokenizer.json``; ``vocabulary_from`` where that is given.
         image_tokenizer: a tokenizer folder; without one pictures are filtered.
         text_vocab_size: ids kept for text where the model has more embedding rows than the tokenizer has ids.
-        image_layout: see :mod:`tokkit.interleave`.
+        text_engine: what encodes a ``tokenizer.json``: its library, or gigatoken, checked against it.
+        image_layout: see :mod:`tokkit.interleave`; None takes the released model's own, or ``plain``.
         pair_order: order of media and text in pairs; ``random`` is half and half, drawn per document.
         text_joiner: stands between texts that become neighbours because the media item between them was left out.
         metadata: fields of the source that are kept per document.
@@ -64,24 +66,32 @@ class ShardConfig(BaseModel):
         batch_size: pictures in each call of the encoder; the last batch of a unit is padded to it.
         unit_bytes: input bytes that a work unit covers, where the format can be cut.
         shard_tokens: tokens after which an output shard is closed.
-        workers: processes; None takes one a core.
+        workers: processes; None takes one a core, 0 does the units in this one (for debugging: nothing outlives a crash).
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dedup: what to look for twins of (:mod:`tokkit.pipelines.dedup`); duplicates are left out and say of which.
+        near_distance: bits of 64 in which the perceptual hashes of pictures that count as the same may differ.
+        dedup_memory: bytes that grouping keeps to; what does not fit goes to files under ``run/``.
         limit: a trial over at most this many documents, spread over the input by bytes, that extrapolates to the whole.
         strict: stop at the first reject.
         max_reject_ratio: stop where more than this share of the documents is rejected (looked at after 1,000).
         max_consecutive_rejects: stop after this many rejected documents in a row within a work unit.
         pack: also make a packing plan of this sequence length.
         report_documents: documents that report.html shows decoded back from their tokens.
+        lease_seconds: time after which a process that gives no sign is taken for dead by others on the same output.
+        stall_seconds: time without progress after which a worker process is killed and its unit tried again.
+        shard_index, shard_count: do only every ``shard_count``-th unit, from ``shard_index`` (see :func:`shard_part`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     inputs: list[str] = Field(min_length=1)
     out: Path
-    text_tokenizer: Path
+    vocabulary_from: Path | None = None
+    text_tokenizer: Path = Field(default=None, validate_default=True)
     image_tokenizer: Path | None = None
     text_vocab_size: int | None = Field(default=None, ge=1)
-    image_layout: ImageLayout = "plain"
+    text_engine: Literal["library", "gigatoken"] = "library"
+    image_layout: ImageLayout | None = None
     pair_order: PairOrder = "image-first"
     text_joiner: str = "\n\n"
     metadata: list[str] = Field(default_factory=list)
@@ -91,8 +101,11 @@ class ShardConfig(BaseModel):
     batch_size: int = Field(default=16, ge=1, le=4096)
     unit_bytes: int = Field(default=64 << 20, ge=1)
     shard_tokens: int = Field(default=256 << 20, ge=1)
-    workers: int | None = Field(default=None, ge=1, le=1024)
+    workers: int | None = Field(default=None, ge=0, le=1024)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    dedup: list[DedupKind] = Field(default_factory=list)
+    near_distance: int = Field(default=4, ge=0, le=16)
+    dedup_memory: int = Field(default=1 << 30, ge=1 << 20)
     limit: int | None = Field(default=None, ge=1)
     strict: bool = False
     max_reject_ratio: float = Field(default=0.5, gt=0.0, le=1.0)
@@ -100,8 +113,36 @@ class ShardConfig(BaseModel):
     pack: int | None = Field(default=None, ge=2)
     pack_split: SplitPolicy = SplitPolicy.OVERLONG
     report_documents: int = Field(default=8, ge=0, le=1000)
+    lease_seconds: float = Field(default=60.0, ge=0.5, le=86400)
+    stall_seconds: float = Field(default=STALL_SECONDS, ge=1, le=86400)
+    shard_index: int | None = Field(default=None, ge=0)
+    shard_count: int | None = Field(default=None, ge=1, validate_default=True)
 
-    @field_validator("text_tokenizer", "image_tokenizer")
+    @field_validator("text_tokenizer", mode="before")
+    @classmethod
+    def _of_the_model(cls, path: object, info: ValidationInfo) -> object:
+        if path is not None or "vocabulary_from" not in info.data:  # not there where it is wrong itself
+            return path or Path()
+        if info.data["vocabulary_from"] is None:
+            raise ValueError("name one; only with --vocabulary-from it may be left out, since the model has its own")
+        return info.data["vocabulary_from"]
+
+    @field_validator("dedup")
+    @classmethod
+    def _normal(cls, kinds: list[DedupKind]) -> list[DedupKind]:
+        return normal_kinds(kinds)
+
+    @field_validator("shard_count")
+    @classmethod
+    def _above_its_index(cls, count: int | None, info: ValidationInfo) -> int | None:
+        index = info.data.get("shard_index")
+        if (count is None) != (index is None):
+            raise ValueError("--shard-index and --shard-count go together")
+        if count is not None and index is not None and index >= count:
+            raise ValueError(f"there is no part {index} of {count}: parts are counted from 0")
+        return count
+
+    @field_validator("vocabulary_from", "text_tokenizer", "image_tokenizer")
     @classmethod
     def _exists(cls, path: Path | None) -> Path | None:
         if path is not None and not path.exists():
@@ -126,6 +167,21 @@ class ShardResult:
     packs: dict[str, SplitResult]
 
 
+@dataclass(frozen=True)
+class PartResult:
+    """What one part of a run came to.
+
+    Attributes:
+        committed, units: of the whole run, by whomever.
+        summary: this process's own figures.
+    """
+
+    out: Path
+    committed: int
+    units: int
+    summary: dict[str, object]
+
+
 def shard(config: ShardConfig, progress: Progress) -> ShardResult:
     """Run the job; see the module's docstring.
 
@@ -136,10 +192,42 @@ def shard(config: ShardConfig, progress: Progress) -> ShardResult:
         BudgetExceeded: too many rejects.
         VerificationError: the outcomes do not add up.
     """
+    with opened(config, progress) as run:
+        summary = _encode(run)
+        packs = complete(run)
+        return ShardResult(config.out, load_manifest(config.out), summary, packs)
+
+
+def shard_part(config: ShardConfig, progress: Progress) -> PartResult:
+    """Do the units of ``config.shard_index`` only; :func:`tokkit.pipelines.finish_run.finish` does the rest.
+
+    Raises:
+        As :func:`shard`.
+    """
+    with opened(config, progress) as run:
+        summary = _encode(run)
+        return PartResult(config.out, len(committed(run.ledger, run.plan)), len(run.plan.units), summary)
+
+
+@contextmanager
+def opened(config: ShardConfig, progress: Progress, *, recorded: bool = False) -> Iterator[Run]:
+    """Claim the output directory and plan the run, or find that done; for the length of a ``with`` block.
+
+    Args:
+        recorded: nothing is to be encoded, so the numeric environment is the recorded one, whatever this machine's is.
+    """
+    check_dedup(config)
     resolved = resolve_inputs(config.inputs)
     setup = prepare(config, resolved)
+    if recorded:
+        setup = replace(setup, numeric=read_json(config.out / CONFIG)["numeric"])
     try:
-        return _shard(config, setup, resolved, progress)
+        claim_directory(config.out, setup.semantic, setup.numeric)
+    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"{config.out} cannot be written to: {error.strerror}") from None
+    try:
+        with Leases(config.out / "run" / "leases", config.lease_seconds) as leases:
+            yield _planned(config, setup, resolved, leases, progress, recorded=recorded)
     except OSError as error:
         raise ResumableStop(
             f"{error.filename or config.out}: {error.strerror or error}; what is committed is safe, "
@@ -147,131 +235,64 @@ def shard(config: ShardConfig, progress: Progress) -> ShardResult:
         ) from error
 
 
-def _shard(config: ShardConfig, setup: Setup, resolved: ResolvedInputs, progress: Progress) -> ShardResult:
-    try:
-        claim_directory(config.out, setup.semantic, setup.numeric)
-    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"{config.out} cannot be written to: {error.strerror}") from None
-    with _locked(config.out):
-        remove_attempts(config.out)
-        write_atomic(config.out / "run" / "job.json", pretty_json(_job_entry(config)))
+def _planned(
+    config: ShardConfig, setup: Setup, resolved: ResolvedInputs, leases: Leases, progress: Progress, *, recorded: bool
+) -> Run:
+    """Plan the run or take up its plan, one process at a time."""
+    folder, ledger = config.out / "run", Ledger(config.out)
+    with leases.hold("plan", lambda holder: progress.log(f"waiting for {holder}, which plans the run")):
+        ledger.create()
+        if not leases.others_at_work():  # else their attempts lie among the leftovers: these are removed at the end
+            ledger.clean()
+        if not recorded:
+            write_atomic(folder / "job.json", pretty_json(_job_entry(config)))
         setup.vocabulary.save(config.out / "vocabulary.json")
-        plan = make_plan(resolved, config.out / "run", unit_bytes=config.unit_bytes, limit=config.limit, progress=progress)
+        plan = make_plan(resolved, folder, unit_bytes=config.unit_bytes, limit=config.limit, progress=progress)
         announce_ignored(resolved, progress)
         lines = (json.dumps({"path": entry.path, "why": entry.why}) + "\n" for entry in resolved.ignored)
-        write_atomic(config.out / "run" / "ignored.jsonl", "".join(lines))
-        if (config.out / MANIFEST).exists():
-            progress.log(f"{config.out} is complete already")
-            summary: dict[str, object] = {"resumed_units": len(plan.units), "units": 0}
-        else:
-            summary = _encode(config, setup, resolved, plan, progress)
-            write_atomic(config.out / "run" / "summary.json", pretty_json(summary))
-        packs = _pack(config, progress)
-        _report(config, progress)
-        shutil.rmtree(config.out / "run" / "payloads", ignore_errors=True)
-    return ShardResult(config.out, load_manifest(config.out), summary, packs)
+        write_atomic(folder / "ignored.jsonl", "".join(lines))
+    return Run(config, setup, resolved, plan, ledger, leases, progress)
 
 
 def _job_entry(config: ShardConfig) -> dict[str, object]:
     """The resolved options, with absolute paths: for people, and so that other commands find the tokenizers."""
-    entry = config.model_dump(mode="json")
-    for key in ("text_tokenizer", "image_tokenizer", "out"):
+    entry = config.model_dump(mode="json", exclude={"shard_index", "shard_count"})
+    entry["inputs"] = [absolute_input(typed) for typed in config.inputs]
+    for key in ("vocabulary_from", "text_tokenizer", "image_tokenizer", "out"):
         path = getattr(config, key)
         entry[key] = None if path is None else str(path.resolve())
     return entry
 
 
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """One run at a time on a directory; the lock goes with the process, however that ends."""
-    (out / "run").mkdir(parents=True, exist_ok=True)
-    with (out / "run" / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(f"another process is at work on {out}") from None
-        yield
-
-
 # ---- encoding
 
 
-def _encode(config: ShardConfig, setup: Setup, resolved: ResolvedInputs, plan: Plan, progress: Progress) -> dict[str, object]:
-    """Do the units that are not done, account for all and write the shards and the manifest; returns the run's summary."""
-    ledger = Ledger(config.out)
-    ledger.create()
-    ledger.clean()
-    records, missing = _committed(ledger, plan, progress)
-    job = UnitJob(config, plan.sources, setup.vocabulary, setup.layout, setup.device, fingerprint_of(setup.numeric))
-    workers = config.workers or os.cpu_count() or 1
-    meter = Meter(config, progress, plan, records, len(missing))
+def _encode(run: Run) -> dict[str, object]:
+    """Do the units that are not done, with whoever else is at work on them; returns this process's summary."""
+    config, setup = run.config, run.setup
+    if run.complete:
+        run.progress.log(f"{config.out} is complete already")
+        return {"resumed_units": len(run.plan.units), "units": 0}
+    records = committed(run.ledger, run.plan)
+    if records:
+        run.progress.log(f"going on: {len(records)} of {len(run.plan.units)} units are committed")
+    missing = [planned for planned in run.plan.units if planned.index not in records]
+    if config.shard_count is not None:
+        missing = [planned for planned in missing if planned.index % config.shard_count == config.shard_index]
+    job = UnitJob(config, run.plan.sources, setup.vocabulary, setup.layout, setup.device, fingerprint_of(setup.numeric))
+    workers = (os.cpu_count() or 1) if config.workers is None else config.workers
+    dedup: DedupSummary | None = None
+    if config.dedup and missing:
+        table, dedup = deduplicate(run, workers)
+        job = replace(job, duplicates=table)
+    meter = Meter(config, run.progress, records, missing)
     begin = time.monotonic()
     with meter:
-        run_units(job, missing, workers, meter.report, meter.done)
+        sharing = SharedUnits(run.ledger, run.leases, meter)
+        run_units(job, missing, workers, meter.report, meter.done, sharing=sharing, stall_seconds=config.stall_seconds)
     seconds = time.monotonic() - begin
-    ordered = [records[planned.index] for planned in plan.units]
-    sources = account(plan, ordered)
-    splits = coalesce(config.out, ledger, ordered, setup.vocabulary.dtype, config.shard_tokens, progress)
-    publish_rejects(ledger, ordered)
-    trial = None if config.limit is None else {"limit": config.limit, **extrapolate(ordered)}
-    manifest = Manifest(
-        tokkit=tokkit.__version__,
-        dtype=setup.vocabulary.dtype.name,
-        vocabulary_size=setup.vocabulary.size,
-        vocabulary_fingerprint=setup.vocabulary.fingerprint,
-        layout=LayoutEntry(image=setup.layout.image, image_grid=setup.layout.image_grid),
-        semantic=setup.semantic,
-        semantic_fingerprint=fingerprint_of(setup.semantic),
-        numeric=setup.numeric,
-        numeric_fingerprint=fingerprint_of(setup.numeric),
-        tokenizers=setup.tokenizers,
-        trial=trial,
-        sources=sources,
-        ignored=add_counts({entry.why: 1} for entry in resolved.ignored),
-        units=len(plan.units),
-        documents=add_counts(s.documents for s in sources),
-        items=add_nested(s.items for s in sources),
-        container_errors=sum(s.container_errors for s in sources),
-        splits=splits,
-        commits=folder_digest(ledger.commits),
-        rejects=folder_digest(ledger.rejects),
-    )
-    write_atomic(config.out / MANIFEST, pretty_json(manifest.model_dump(mode="json")))
-    if not manifest.documents.get(Outcome.COMMITTED):
-        progress.log("no document was committed: see the reasons")
-    return meter.summary(seconds, workers, trial)
-
-
-def _committed(ledger: Ledger, plan: Plan, progress: Progress) -> tuple[dict[int, CommitRecord], list[PlannedUnit]]:
-    """The records of units that are done, and the units that are not."""
-    records: dict[int, CommitRecord] = {}
-    missing: list[PlannedUnit] = []
-    for planned in plan.units:
-        record = ledger.done(planned.index, planned.unit)
-        if record is None:
-            ledger.forget(planned.index)
-            missing.append(planned)
-        else:
-            records[planned.index] = record
-    if records:
-        progress.log(f"going on: {len(records)} of {len(plan.units)} units are committed")
-    return records, missing
-
-
-# ---- after the shards
-
-
-def _pack(config: ShardConfig, progress: Progress) -> dict[str, SplitResult]:
-    if config.pack is None:
-        return {}
-    from tokkit.pipelines.pack import PackConfig, pack
-
-    return pack(PackConfig(directory=config.out, seq_len=config.pack, split_policy=config.pack_split), progress).splits
-
-
-def _report(config: ShardConfig, progress: Progress) -> None:
-    if (config.out / "report.html").exists() and config.pack is None:
-        return
-    from tokkit.pipelines.report import ReportConfig, write_report
-
-    write_report(ReportConfig(directory=config.out, documents=config.report_documents), progress)
+    summary = meter.summary(seconds, workers, trial(config, [records[index] for index in sorted(records)]))
+    if dedup is not None:
+        summary["dedup"] = asdict(dedup)
+    write_atomic(config.out / "run" / "summary.json", pretty_json(summary))
+    return summary

@@ -32,7 +32,7 @@ from tokkit.sources.resolve import resolve_inputs
 from tokkit.storage import pretty_json, read_json, replacing, write_atomic
 from tokkit.tokenizers.image.config import ImageTokenizerConfig
 from tokkit.tokenizers.image.model import ImageTokenizer
-from tokkit.tokenizers.image.presets import configure
+from tokkit.tokenizers.image.presets import configure, learning_rate
 from tokkit.tokenizers.image.storage import CONFIG_FILE, save_image_tokenizer
 from tokkit.training import schedule
 from tokkit.training.augmentation import Augmentation, BatchMaker
@@ -66,7 +66,8 @@ class TrainVQConfig(BaseModel):
         resolution: side of the pictures in training and, later, in encoding; the preset's if not given.
         steps: updates; if not given, 5000, or as many as ``max_minutes`` allows.
         max_minutes: end after this time even if steps are left; the learning rate falls by whichever is further.
-        batch_size, lr, warmup, weight_decay, loss: of the optimisation; ``warmup`` is a share of the run.
+        batch_size, lr, warmup, weight_decay, loss: of the optimisation; ``lr`` is the peak, the preset's own if not given, and
+            ``warmup`` a share of the run.
         min_crop_area, flip: of the augmentation.
         seed: of weights, order and augmentation.
         threads: of training; if not given, all cores or one, whichever is faster as measured while it goes. The weights then
@@ -88,7 +89,7 @@ class TrainVQConfig(BaseModel):
     steps: int | None = Field(default=None, ge=1)
     max_minutes: float | None = Field(default=None, gt=0)
     batch_size: int = Field(default=8, ge=1)
-    lr: float = Field(default=4e-3, gt=0)
+    lr: float | None = Field(default=None, gt=0)
     warmup: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0)
     loss: ReconstructionLoss = "l2"
@@ -107,9 +108,19 @@ class TrainVQConfig(BaseModel):
         """Steps after which the run ends; None where only the time ends it."""
         return DEFAULT_STEPS if self.steps is None and self.max_minutes is None else self.steps
 
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate at its peak."""
+        return learning_rate(self.preset) if self.lr is None else self.lr
+
     def semantic(self) -> dict[str, Any]:
         """The options that the weights depend on, beside the pictures."""
-        return self.model_dump(mode="json", exclude={"inputs", "out", "threads", "resume", "log_every", "checkpoint_every"})
+        leave = {"inputs", "out", "threads", "resume", "log_every", "checkpoint_every"}
+        return {key: value for key, value in self.resolved().items() if key not in leave}
+
+    def resolved(self) -> dict[str, Any]:
+        """All options as plain JSON values, with what the preset decides."""
+        return self.model_dump(mode="json") | {"lr": self.peak_lr}
 
 
 @dataclass(frozen=True)
@@ -190,7 +201,8 @@ class _Run:
         self.pictures = self._read(pictures)
         self.held_out = np.stack(self.pictures.held_out[:MAX_VALIDATION]) if self.pictures.held_out else None
         self.trainer = self._trainer()
-        self.window = CodebookWindow(self.tokenizer.codebook_size, max(65536, 4 * self.tokenizer.codebook_size))
+        size = self.tokenizer.codebook_size
+        self.window = CodebookWindow(size, max(65536, 4 * size), self.tokenizer.codebooks)
         self._restore()
         stopped_by, validation = self._train()
         return self._write(stopped_by, validation)
@@ -228,7 +240,7 @@ class _Run:
             config.seed,
             Augmentation(config.min_crop_area, config.flip),
         )
-        options = Optimisation(lr=config.lr, weight_decay=config.weight_decay, loss=config.loss)
+        options = Optimisation(lr=config.peak_lr, weight_decay=config.weight_decay, loss=config.loss)
         return ImageTrainer(fresh_tokenizer(self.tokenizer_config, config.seed), batches, options)
 
     def _restore(self) -> None:
@@ -267,8 +279,9 @@ class _Run:
         config = self.config
         size = self.tokenizer_config.preprocessing.size
         parameters = sum(p.numel() for p in self.tokenizer.parameters())
+        books = "" if self.tokenizer.codebooks == 1 else f"{self.tokenizer.codebooks} times "
         self.progress.log(
-            f"{config.preset} at {size} px: {parameters / 1e6:.2f} M parameters, {self.tokenizer.codebook_size} codes, "
+            f"{config.preset} at {size} px: {parameters / 1e6:.2f} M parameters, {books}{self.tokenizer.codebook_size} codes, "
             f"{self.tokenizer.grid[0]}x{self.tokenizer.grid[1]} a picture, {' or '.join(map(str, self.threads))} threads"
         )
         begin = time.monotonic() - self.seconds_before
@@ -282,8 +295,9 @@ class _Run:
             done = self._done(self.seconds_before)
             validated = int(done * VALIDATIONS)
             while done < 1:
-                meter.lr = config.lr * schedule.cosine_with_warmup(done, config.warmup)
-                step = self.trainer.step(meter.lr / config.lr)
+                factor = schedule.cosine_with_warmup(done, config.warmup)
+                meter.lr = config.peak_lr * factor
+                step = self.trainer.step(factor)
                 self.window.add(step.codes)
                 meter.add(step.loss, step.psnr)
                 chooser.stepped()
@@ -357,7 +371,7 @@ class _Run:
             codebook_usage=self.window.usage,
             perplexity=self.window.perplexity,
         )
-        write_atomic(out / RESULT_FILE, pretty_json({"options": self.config.model_dump(mode="json"), "result": asdict(result)}))
+        write_atomic(out / RESULT_FILE, pretty_json({"options": self.config.resolved(), "result": asdict(result)}))
         save_image_tokenizer(self.tokenizer, out)
         (out / STATE_FILE).unlink(missing_ok=True)
         if stopped_by == "time":

@@ -12,22 +12,24 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from tokkit.documents import Audio, Document, Failure, Image, Outcome, Text
-from tokkit.errors import BudgetExceeded, FingerprintMismatch, ItemError, TransientError
+from tokkit.documents import Document, Failure, Outcome, Text
+from tokkit.errors import BudgetExceeded, ItemError, TransientError
+from tokkit.failpoints import failpoint
 from tokkit.interleave import Layout, Part, Span, TextCodes, encode, order_segments
-from tokkit.media.images import decode_image
-from tokkit.pipelines.assembly import Pending, Slot, codes_of, join_texts, verdict, with_document
+from tokkit.pipelines.assembly import Pending, Slot, codes_of, join_texts, open_picture, verdict, with_document
+from tokkit.pipelines.duplicates import DuplicateTable
 from tokkit.pipelines.ledger import CommitRecord, Ledger, SplitCounts, Tally, unit_entry
-from tokkit.pipelines.plan import PlannedUnit
+from tokkit.pipelines.plan import PlannedUnit, check_unchanged
 from tokkit.pipelines.work import Report, Work
 from tokkit.shards.native import DocumentRow, ShardWriter
 from tokkit.sources.base import Census, ContainerDamage, Source
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 TEXT_BATCH = 64  # documents whose texts are tokenised in one call
 PENDING_LIMIT = 1024  # documents that may wait for the first one's pictures before these are encoded in a padded batch
 REPORT_EVERY = 0.25  # seconds between two reports of a unit's progress
+CRASHES = "crashes-process"  # the reason of a document that no process outlives
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class UnitJob:
     layout: Layout
     device: str
     numeric: str
+    duplicates: DuplicateTable | None = None
+
+    def open(self) -> UnitProcessor:
+        """Load the tokenizers."""
+        return UnitProcessor(self)
 
 
 @dataclass(slots=True)
@@ -107,7 +115,10 @@ class UnitProcessor:
 
         self.job, self.config = job, job.config
         self.ledger = Ledger(job.config.out)
-        self.text: TextTokenizer = load_text_tokenizer(job.config.text_tokenizer)
+        self.text: TextTokenizer = load_text_tokenizer(
+            job.config.text_tokenizer, job.vocabulary.claimed, job.config.text_engine
+        )
+        self.duplicates = job.duplicates.open() if job.duplicates is not None else None
         self.image: ImageTokenizer | None = None
         if job.config.image_tokenizer is not None:
             from tokkit.tokenizers.image import load_image_tokenizer
@@ -118,20 +129,26 @@ class UnitProcessor:
         """Read a unit and commit it; calls ``report`` now and then with the work done since the last call."""
         return _Attempt(self, planned, report).run()
 
+    def probe(self, planned: PlannedUnit, report: Report, first: int, last: int) -> int:
+        """Do everything but the commit to the documents at ``[first, last)`` of a unit; returns how many there were."""
+        return _Attempt(self, planned, report, range(first, last)).probe()
+
 
 class _Attempt:
-    """The state of one attempt at one unit."""
+    """The state of one attempt at one unit, or, with ``only``, at these documents of it."""
 
-    def __init__(self, processor: UnitProcessor, planned: PlannedUnit, report: Report) -> None:
+    def __init__(self, processor: UnitProcessor, planned: PlannedUnit, report: Report, only: range | None = None) -> None:
         self.processor, self.config, self.job = processor, processor.config, processor.job
-        self.planned, self.unit = planned, planned.unit
+        self.planned, self.unit, self.only = planned, planned.unit, only
+        self.poison = {poison.position: poison for poison in planned.poison}
+        self.duplicates = processor.duplicates.of_unit(planned.index) if processor.duplicates is not None else None
         self.source = self.job.sources[self.unit.source]
         self.tally = Tally(self.unit.source)
         self.pending: deque[Pending] = deque()
         self.batcher = ImageBatcher(processor.image, self.config.batch_size) if processor.image else None
         self.splits = {split: _SplitTally() for split in (("train", "val") if self.config.val_fraction else ("train",))}
         self.work, self.report, self.reported = Work(), report, time.monotonic()
-        self.rejected_in_a_row = 0
+        self.rejected_in_a_row = self.found = 0
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -142,7 +159,7 @@ class _Attempt:
             self.work.spend(name, time.perf_counter() - begin)
 
     def run(self) -> CommitRecord:
-        self.check_input()
+        check_unchanged(self.source, self.unit)
         with ShardWriter(self.processor.ledger.payloads, self.job.vocabulary.dtype, index=False) as self.writer:
             consumed = self.read()
             while self.batcher is not None and self.encode_batch():
@@ -151,81 +168,112 @@ class _Attempt:
             with self.stage("write"):
                 payload = self.writer.finish(prefix=f"{self.planned.index:05d}-")
                 payload["rejects"] = self.processor.ledger.write_lines(self.planned.index, self.tally.lines)
+        self.alive()
         with self.stage("count"):
             census = self.source.census(self.unit) if self.planned.quota is None else Census(None)
-        self.check_input()
+        check_unchanged(self.source, self.unit)
         record = self.record(payload, census, consumed)
+        failpoint("before-commit")
         self.processor.ledger.commit(record)
+        failpoint("after-commit")
         self.report(self.work.take())
         return record
 
-    def check_input(self) -> None:
-        """The file is still the one that was planned; what was read of another must not be committed."""
-        planned = self.source.file_of[self.unit.file]
-        now = Path(planned.path).stat()
-        if (now.st_size, now.st_mtime_ns) != (planned.size, planned.mtime_ns):
-            raise FingerprintMismatch(
-                f"{planned.path} has changed while it was being read: restore it and run the same command again, "
-                f"or write to another --out"
-            )
+    def probe(self) -> int:
+        """Go through the motions with the documents of ``only``; what is written is removed."""
+        with ShardWriter(self.processor.ledger.payloads, self.job.vocabulary.dtype, index=False) as self.writer:
+            self.read()
+            while self.batcher is not None and self.encode_batch():
+                pass
+            self.drain(0)
+        return self.found
+
+    def alive(self) -> None:
+        """Tell what was done since the last time: at most a few times a second, but of a probe after each document."""
+        if self.only is not None or time.monotonic() - self.reported > REPORT_EVERY:
+            self.reported = time.monotonic()
+            self.report(self.work.take())
 
     # ---- reading
 
     def read(self) -> float:
         """Take the unit's documents in; returns the share of the unit that was read."""
-        quota, taken = self.planned.quota, 0
+        limits = (self.planned.quota, None if self.only is None else self.only.stop)
+        end, taken = min((limit for limit in limits if limit is not None), default=None), 0
         reader = self.source.read(self.unit)
         records = iter(reader)
         seen = 0.0
-        while quota is None or taken < quota:
+        while end is None or taken < end:
             with self.stage("read"):
                 record = next(records, None)
             if record is None:
                 return 1.0
             if isinstance(record, ContainerDamage):
                 self.tally.damage(record)
-                if self.config.strict:
+                if self.config.strict and self.only is None:
                     where = f"{self.unit.source}/{record.locator}: {record.reason}: {record.message}"
                     raise BudgetExceeded(f"--strict stops at the first damage: {where}")
                 continue
-            taken += 1
+            failpoint("read", record.locator)
+            position, taken = taken, taken + 1
             self.work.documents += 1
+            self.work.at = record.locator
             self.work.bytes += max(0.0, reader.consumed - seen) * self.unit.bytes
             seen = max(seen, reader.consumed)
-            self.take(record)
-            if time.monotonic() - self.reported > REPORT_EVERY:
-                self.reported = time.monotonic()
-                self.report(self.work.take())
+            if self.only is None or position in self.only:
+                self.found += 1
+                left_out = self.duplicates.items(position, record) if self.duplicates is not None else {}
+                self.take(self.spared(record, position), left_out)
+            self.alive()
         return reader.consumed
 
-    def take(self, document: Document) -> None:
-        """Decode a document's media and let it wait for their codes, or write down why it is none."""
+    def spared(self, document: Document, position: int) -> Document:
+        """The document, or, where it is known to kill or a duplicate, its failure: then it is not looked at."""
+        poison = self.poison.get(position)
         if document.failure is not None:
+            return document
+        if poison is None:
+            duplicate = self.duplicates.document(position, document) if self.duplicates is not None else None
+            return document if duplicate is None else replace(document, failure=duplicate)
+        what = f"the process that works on it ends by {poison.cause}, each time, also where it does nothing else"
+        return replace(document, failure=Failure(Outcome.REJECTED, CRASHES, what))
+
+    def take(self, document: Document, left_out: Mapping[int, Failure] = MappingProxyType({})) -> None:
+        """Decode a document's media and let it wait for their codes, or write down why it is none.
+
+        Args:
+            left_out: its media items that are duplicates, by index.
+        """
+        if document.failure is not None:
+            duplicate = document.failure.of is not None
             for index, media in enumerate(document.media):
-                self.tally.item(document, index, media, document.failure)
+                failure = (media.failure or with_document(document.failure)) if duplicate else document.failure
+                self.tally.item(document, index, media, failure)
             self.refuse(document, document.failure)
             return
         segments: list[Text | Slot] = []
+        slots: list[Slot] = []  # media keep their order among themselves, whatever becomes of the texts
         pixels: list[tuple[Slot, npt.NDArray[np.uint8]]] = []
         for segment in order_segments(document, self.config.pair_order, self.config.seed):
             if isinstance(segment, Text):
                 segments.append(segment)
                 continue
-            slot = Slot(segment, segment.failure)
+            slot = Slot(segment, segment.failure or left_out.get(len(slots)))
             if slot.failure is None:
                 with self.stage("decode"):
                     decoded = self.decode(slot)
                 if decoded is not None:
                     pixels.append((slot, decoded))
             segments.append(slot)
-        failure = verdict(document, [s for s in segments if isinstance(s, Slot)])
-        by_media = {id(s.media): s for s in segments if isinstance(s, Slot)}
-        for index, media in enumerate(document.media):
+            slots.append(slot)
+        failure = verdict(document, slots)
+        for index, slot in enumerate(slots):
             # What was fine in a document that is not committed shares the document's outcome.
-            self.tally.item(document, index, media, by_media[id(media)].failure or with_document(failure))
+            self.tally.item(document, index, slot.media, slot.failure or with_document(failure))
         if failure is not None:
             self.refuse(document, failure)
             return
+        failpoint("take", document.locator)
         self.rejected_in_a_row = 0
         self.pending.append(Pending(document, segments))
         for slot, picture in pixels:
@@ -240,24 +288,14 @@ class _Attempt:
 
     def decode(self, slot: Slot) -> npt.NDArray[np.uint8] | None:
         """The picture as the tokenizer takes it, or None with the slot's failure set."""
-        if isinstance(slot.media, Audio):
-            slot.failure = Failure(Outcome.FILTERED, "no-audio-tokenizer", "this run has no audio tokenizer")
-        elif self.processor.image is None:
-            slot.failure = Failure(Outcome.FILTERED, "no-image-tokenizer", "this run has no image tokenizer")
-        else:
-            assert isinstance(slot.media, Image)
-            assert slot.media.data is not None
-            try:
-                picture = decode_image(slot.media.data, self.config.image_limits)
-                return self.processor.image.config.preprocessing.apply(picture)
-            except ItemError as error:
-                slot.failure = Failure(Outcome.REJECTED, error.reason, error.message)
-        return None
+        tokenizer = self.processor.image
+        picture = open_picture(slot, tokenizer is not None, self.config.image_limits)
+        return None if picture is None or tokenizer is None else tokenizer.config.preprocessing.apply(picture)
 
     def refuse(self, document: Document, failure: Failure) -> None:
         """Write down a document that is not committed, and mind the budgets."""
         self.tally.document(document, failure)
-        if failure.outcome != Outcome.REJECTED:
+        if failure.outcome != Outcome.REJECTED or self.only is not None:
             return
         where = f"{document.source}/{document.locator}: {failure.reason}: {failure.message}"
         if self.config.strict:
@@ -276,6 +314,7 @@ class _Attempt:
         with self.stage("encode"):
             count = self.batcher.run()
         self.work.images += count
+        self.alive()
         return count
 
     def drain(self, at_least: int) -> None:
@@ -286,11 +325,28 @@ class _Attempt:
         batch = [self.pending.popleft() for _ in range(ready)]
         parts = [join_texts(p.segments, self.config.text_joiner) for p in batch]
         texts = [s for segments in parts for s in segments if isinstance(s, str)]
-        with self.stage("text"):
+        codes: Iterator[npt.NDArray[np.int32]] | None = None
+        with self.stage("text"), suppress(ItemError):  # where one of them cannot be encoded, they are taken one by one below
             codes = iter(self.processor.text.encode_batch(texts))
         with self.stage("write"):
             for pending, segments in zip(batch, parts, strict=True):
-                self.write(pending.document, [TextCodes(next(codes)) if isinstance(s, str) else codes_of(s) for s in segments])
+                try:
+                    own = self.codes_of_texts(segments) if codes is None else codes
+                except ItemError as error:
+                    self.withdraw(pending, Failure(Outcome.REJECTED, error.reason, error.message))
+                    continue
+                self.write(pending.document, [TextCodes(next(own)) if isinstance(s, str) else codes_of(s) for s in segments])
+
+    def codes_of_texts(self, segments: list[str | Slot]) -> Iterator[npt.NDArray[np.int32]]:
+        return iter(self.processor.text.encode_batch([s for s in segments if isinstance(s, str)]))
+
+    def withdraw(self, pending: Pending, failure: Failure) -> None:
+        """Refuse a document whose media have been told as committed already."""
+        lost = {id(s.media) for s in pending.segments if isinstance(s, Slot) and s.failure is not None}
+        for index, media in enumerate(pending.document.media):
+            if id(media) not in lost:
+                self.tally.withdraw(pending.document, index, media, with_document(failure))
+        self.refuse(pending.document, failure)
 
     def write(self, document: Document, parts: list[Part]) -> None:
         ids, spans = encode(parts, self.job.vocabulary, self.job.layout)
@@ -311,6 +367,7 @@ class _Attempt:
             ),
         )
         self.tally.committed(document)
+        self.rejected_in_a_row = 0
         counts = self.splits[split]
         counts.documents += 1
         counts.tokens += len(ids)
@@ -334,6 +391,41 @@ class _Attempt:
             },
             numeric=self.job.numeric,
         )
+
+
+def encode_again(
+    processor: UnitProcessor,
+    planned: PlannedUnit,
+    documents: Iterable[Document],
+    duplicates: Mapping[str, Mapping[int, Failure]] = MappingProxyType({}),
+) -> tuple[list[tuple[npt.NDArray[np.int32], DocumentRow]], dict[str, str]]:
+    """Encode some documents of a unit as a run does, in batches of the same shape, and write nothing.
+
+    Args:
+        duplicates: media items that were left out as duplicates, by locator and index.
+
+    Returns:
+        ids and row of each that would be committed, in order; and, by locator, why the others would not.
+    """
+    attempt, kept = _Attempt(processor, planned, lambda work: None), _Kept()
+    attempt.writer = kept  # type: ignore[assignment]
+    for document in documents:
+        attempt.take(document, duplicates.get(document.locator, {}))
+    while attempt.batcher is not None and attempt.encode_batch():
+        pass
+    attempt.drain(0)
+    lines = [json.loads(line) for line in attempt.tally.lines]
+    return kept.documents, {e["locator"]: f"{e['reason']}: {e['message']}" for e in lines if e["level"] == "document"}
+
+
+class _Kept:
+    """Stands in for a ShardWriter and keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.documents: list[tuple[npt.NDArray[np.int32], DocumentRow]] = []
+
+    def add(self, ids: npt.NDArray[np.int32], row: DocumentRow) -> None:
+        self.documents.append((ids, row))
 
 
 def tokens_by_kind(total: int, spans: list[Span]) -> Counter[str]:

@@ -17,10 +17,11 @@ class Work:
     tokens: int = 0
     bytes: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
+    at: str = ""  # locator of the document read last
 
     def take(self) -> Work:
         """What has gathered since the last call."""
-        taken = Work(self.documents, self.images, self.tokens, self.bytes, self.seconds)
+        taken = Work(self.documents, self.images, self.tokens, self.bytes, self.seconds, self.at)
         self.documents = self.images = self.tokens = 0
         self.bytes, self.seconds = 0.0, {}
         return taken

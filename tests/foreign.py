@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from tokkit.media.transforms import Preprocessing
-from tokkit.tokenizers.image.config import CnnArchitecture, ImageTokenizerConfig, VqQuantizer
+from tokkit.tokenizers.image.config import CnnArchitecture, ImageTokenizerConfig
 from tokkit.tokenizers.image.model import ImageTokenizer
+from tokkit.tokenizers.image.quantizer_config import VqQuantizer
 
 
 def tokenizer_of(

@@ -165,10 +165,14 @@ def snapshot(out: Path) -> dict[str, str]:
     }
 
 
-class FailsInWorkers(JsonlSource):
-    """A source whose disk fails, but only for worker processes."""
+class FailsOnce(JsonlSource):
+    """A source whose disk fails the first time, in a worker process; ``mark`` is a file that tells later ones."""
+
+    mark: Path
 
     def read(self, unit: Unit) -> UnitReader:
-        if multiprocessing.parent_process() is not None:
+        if not self.mark.exists():
+            assert multiprocessing.parent_process() is not None
+            self.mark.touch()
             raise OSError(5, "Input/output error")
         return super().read(unit)

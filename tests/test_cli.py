@@ -130,7 +130,7 @@ def test_verify_leaves_with_1_where_something_is_wrong(
     code, output, errors = run(capfd, "verify", out)
     assert code == 1
     assert "has 0 bytes" in output
-    assert "problems found" in errors
+    assert "1 problem found (size 1)" in errors
     code, output, _ = run(capfd, "verify", out, "--json")
     assert code == 1
     assert json.loads(output)["ok"] is False

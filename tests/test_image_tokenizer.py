@@ -13,15 +13,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tokkit.errors import ConfigError, DataError, UsageError, VocabularyError
-from tokkit.metrics.codebook import CodebookWindow
+from tokkit.metrics.codebook import CodebookWindow, count_codes, perplexity, usage
 from tokkit.metrics.reconstruction import psnr
 from tokkit.tokenizers.image import load_image_tokenizer
-from tokkit.tokenizers.image.config import FsqQuantizer, ImageTokenizerConfig, VqQuantizer
+from tokkit.tokenizers.image.config import ImageTokenizerConfig
 from tokkit.tokenizers.image.model import ImageTokenizer
-from tokkit.tokenizers.image.presets import PRESETS, configure
-from tokkit.tokenizers.image.quantizers import FiniteScalarQuantizer, VectorQuantizer
+from tokkit.tokenizers.image.presets import PRESETS, configure, learning_rate
+from tokkit.tokenizers.image.quantizer_config import FsqQuantizer, VqQuantizer
 from tokkit.training.image_trainer import fresh_tokenizer
 
+TINY = sorted(name for name in PRESETS if name.endswith("-tiny"))
 SMALL = {"architecture.channels": 16, "architecture.z_channels": 16}
 
 
@@ -38,142 +39,15 @@ def pixels(count: int, size: int = 32, seed: int = 0) -> Tensor:
     return torch.from_numpy(coarse.repeat(4, axis=1).repeat(4, axis=2))
 
 
-# ---- quantizers
-
-
-@pytest.mark.parametrize("levels", [(8, 5, 5, 5), (8, 8, 8, 6, 5), (8, 8, 8, 5, 5, 5), (3, 4, 7, 16, 64), (3,)])
-def test_fsq_round_trip_of_all_codes(levels: tuple[int, ...]) -> None:
-    quantizer = FiniteScalarQuantizer(FsqQuantizer(levels=levels))
-    codes = torch.arange(quantizer.codebook_size).view(1, -1, 1)
-    features = quantizer.features_from_codes(codes)
-    assert features.shape == (1, len(levels), codes.shape[1], 1)
-    assert features.abs().max() <= 1
-    assert torch.equal(quantizer._codes_from_quantized(features), codes)
-    assert len(torch.unique(features.flatten(2), dim=2)[0, 0]) == quantizer.codebook_size
-
-
-@pytest.mark.parametrize("levels", [(8, 5, 5, 5), (8, 8, 8, 5, 5, 5)])
-def test_fsq_agrees_with_the_library(levels: tuple[int, ...]) -> None:
-    from vector_quantize_pytorch import FSQ
-
-    peer = FSQ(list(levels)).eval()
-    quantizer = FiniteScalarQuantizer(FsqQuantizer(levels=levels))
-    quantizer.start_training(64)
-    features = torch.randn(3, len(levels), 8, 8, generator=torch.Generator().manual_seed(0)) * 2
-    expected_features, expected_codes = peer(features)
-    codes = quantizer.codes_from_features(features)
-    assert torch.equal(codes, expected_codes.long())
-    assert torch.equal(quantizer(features).codes, codes)
-    assert torch.allclose(quantizer.features_from_codes(codes), expected_features, atol=1e-6)
-
-
-def test_fsq_codes_of_half_precision_features_are_those_of_the_same_values_in_float32() -> None:
-    quantizer = FiniteScalarQuantizer(FsqQuantizer(levels=(8, 8, 8, 5, 5, 5)))
-    features = torch.randn(2, 6, 16, 16, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    assert torch.equal(quantizer.codes_from_features(features), quantizer.codes_from_features(features.float()))
-
-
-def vq(**options: object) -> VectorQuantizer:
-    torch.manual_seed(0)
-    quantizer = VectorQuantizer(VqQuantizer(**options))
-    quantizer.codebook.mul_(torch.rand(quantizer.codebook_size, 1) + 0.5)
-    return quantizer
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-def test_vq_lookup_is_the_brute_force_one(normalize: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokkit.tokenizers.image.quantizers.LOOKUP_ELEMENTS", 7 * 500)  # chunks that do not divide the item
-    quantizer = vq(codebook_size=500, codebook_dim=4, normalize=normalize)
-    features = torch.randn(3, 4, 5, 7)
-    rows, table = features.permute(0, 2, 3, 1).double(), quantizer.codebook.double()
-    if normalize:
-        rows, table = torch.nn.functional.normalize(rows, dim=-1), torch.nn.functional.normalize(table, dim=-1)
-    expected = (rows[..., None, :] - table).square().sum(-1).argmin(-1)
-    assert torch.equal(quantizer.codes_from_features(features), expected)
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-def test_vq_lookup_is_the_librarys(normalize: bool) -> None:
-    quantizer = vq(codebook_size=300, codebook_dim=8, normalize=normalize)
-    quantizer.start_training(1, seed_codebook=False)
-    assert quantizer.learner is not None
-    features = torch.randn(2, 8, 6, 6)
-    rows = features.permute(0, 2, 3, 1).flatten(1, 2)
-    expected_rows, expected_codes, _ = quantizer.learner.vq.eval()(rows)
-    codes = quantizer.codes_from_features(features)
-    assert torch.equal(codes.flatten(1), expected_codes)
-    assert torch.allclose(quantizer.features_from_codes(codes).permute(0, 2, 3, 1).flatten(1, 2), expected_rows, atol=1e-6)
-
-
-def test_vq_round_trip_of_more_codes_than_16_bits_hold() -> None:
-    quantizer = vq(codebook_size=70_000, codebook_dim=8, normalize=True)
-    codes = torch.cat([torch.arange(0, 70_000, 701), torch.tensor([32_767, 32_768, 65_535, 65_536, 69_999])]).view(1, 1, -1)
-    assert torch.equal(quantizer.codes_from_features(quantizer.features_from_codes(codes)), codes)
-
-
-def test_of_equally_near_entries_the_lowest_is_taken() -> None:
-    quantizer = vq(codebook_size=64, codebook_dim=4)
-    quantizer.codebook.copy_(quantizer.codebook[:8].repeat(8, 1))
-    assert quantizer.codes_from_features(torch.randn(2, 4, 9, 9)).max() < 8
-
-
-@pytest.mark.parametrize("bad", [-1, 300, 2**31])
-def test_codes_out_of_range_are_an_error(bad: int) -> None:
-    quantizers = [vq(codebook_size=300, codebook_dim=4), FiniteScalarQuantizer(FsqQuantizer(levels=(5, 6, 10)))]
-    for quantizer in quantizers:
-        assert quantizer.codebook_size == 300
-        with pytest.raises(VocabularyError, match=str(bad)):
-            quantizer.features_from_codes(torch.tensor([[[0, bad]]]))
-
-
-def test_vq_training_starts_from_data_and_revives_dead_codes() -> None:
-    quantizer = vq(codebook_size=64, codebook_dim=4)
-    quantizer.start_training(2 * 64)
-    generator = torch.Generator().manual_seed(0)
-    narrow = (
-        torch.randn(2, 4, 8, 8, generator=generator) * 0.05 + 1
-    )  # all in one direction: a random codebook would use few codes
-    first = quantizer(narrow)
-    assert len(torch.unique(first.codes)) > 32
-    for _ in range(600):  # now the features move elsewhere
-        moved = torch.randn(2, 4, 8, 8, generator=generator)
-        last = quantizer(moved)
-    assert len(torch.unique(torch.cat([quantizer.codes_from_features(moved), last.codes]))) > 45
-    assert set(last.losses) == {"commitment"}
-
-
-def test_a_revived_code_is_given_time_to_be_used() -> None:
-    quantizer = vq(codebook_size=64, codebook_dim=4)
-    quantizer.start_training(4)
-    generator = torch.Generator().manual_seed(0)
-    replaced = 0
-    for _ in range(500):  # a step has 4 vectors for 64 codes, so most go unused in it
-        before = quantizer.codebook.clone()
-        used = quantizer(torch.randn(1, 4, 2, 2, generator=generator)).codes.unique()
-        moved = (quantizer.codebook - before).norm(dim=1) > 1e-4
-        moved[used] = False
-        replaced += int(moved.sum())
-    assert replaced < 3 * 64
-
-
-def test_vq_gradients_reach_the_encoder() -> None:
-    for rotation in (True, False):
-        quantizer = vq(codebook_size=64, codebook_dim=4, rotation_trick=rotation)
-        quantizer.start_training(64)
-        features = torch.randn(1, 4, 8, 8, requires_grad=True)
-        quantizer(features).features.square().sum().backward()
-        assert features.grad is not None
-        assert features.grad.abs().sum() > 0
-
-
 # ---- the tokenizer
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", TINY)
 def test_shapes_and_types(preset: str) -> None:
     tokenizer = small(preset)
     codes = tokenizer.encode(pixels(3))
-    assert (codes.dtype, tuple(codes.shape)) == (torch.int32, (3, *tokenizer.grid))
+    books = () if tokenizer.codebooks == 1 else (tokenizer.codebooks,)
+    assert (codes.dtype, tuple(codes.shape)) == (torch.int32, (3, *books, *tokenizer.grid))
     assert tokenizer.grid == (4, 4)
     assert tokenizer.downsample == 8
     assert codes.min() >= 0
@@ -185,7 +59,7 @@ def test_shapes_and_types(preset: str) -> None:
     assert not decoded.requires_grad
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", TINY)
 @settings(deadline=None, max_examples=12)
 @given(order=st.permutations(range(6)), strangers=st.integers(0, 10**6))
 def test_an_items_codes_are_the_same_in_every_slot_whatever_its_neighbours(
@@ -248,6 +122,49 @@ def test_wrong_inputs_are_told() -> None:
         tokenizer.decode(torch.full((1, 4, 4), tokenizer.codebook_size))
 
 
+# ---- presets
+
+# Numbers in the network and the codebook, measured on the reference implementations with the same shape.
+REFERENCE_SIZES = {"vq-f16-16k": 71_883_403, "vq-f8-16k": 70_109_835, "chameleon-512": 68.7e6}
+
+
+def test_the_large_presets_have_the_size_and_codes_of_what_they_are_named_after() -> None:
+    codes = {}
+    for name in sorted(set(PRESETS) - set(TINY)):
+        with torch.device("meta"):
+            tokenizer = ImageTokenizer(PRESETS[name])
+        codes[name] = (tokenizer.grid[0] * tokenizer.grid[1], tokenizer.codebook_size)
+        size = sum(p.numel() for p in tokenizer.parameters()) + getattr(tokenizer.quantizer, "codebook", torch.empty(0)).numel()
+        if name in REFERENCE_SIZES:
+            assert size == pytest.approx(REFERENCE_SIZES[name], rel=1e-3 if name == "chameleon-512" else 0)
+        assert learning_rate(name) < learning_rate("fsq-tiny")
+    assert codes == {
+        "vq-f16-16k": (256, 16384),
+        "vq-f8-16k": (1024, 16384),
+        "chameleon-512": (1024, 8192),
+        "f8-256": (1024, 8192),
+        "fsq-f16-64k": (256, 64000),
+        "fsq-f16-15k": (256, 15360),
+        "vqganplus-f16-4k": (256, 4096),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", sorted(set(PRESETS) - set(TINY)))
+def test_a_large_preset_trains_a_step_and_encodes(preset: str) -> None:
+    tokenizer = fresh_tokenizer(configure(preset, {}, 64), 0)
+    side = 64 // tokenizer.downsample
+    tokenizer.quantizer.start_training(2 * side * side)
+    pictures = tokenizer.normalize(pixels(2, 64))
+    output = tokenizer(pictures)
+    (output.reconstruction - pictures).square().mean().backward()
+    assert tokenizer.quant_conv.weight.grad is not None
+    assert tokenizer.quant_conv.weight.grad.abs().sum() > 0
+    codes = tokenizer.encode(pixels(2, 64))
+    assert tuple(codes.shape) == (2, side, side)
+    assert tuple(tokenizer.decode(codes).shape) == (2, 64, 64, 3)
+
+
 # ---- configuration
 
 
@@ -272,12 +189,14 @@ def test_overrides_are_read_as_yaml_and_can_change_the_quantizer() -> None:
     assert (config.preprocessing.size, config.preprocessing.resize.filter) == (64, "box")
     changed = configure("fsq-tiny", {"quantizer.codebook_size": "256", "quantizer.kind": "vq"})
     assert changed.quantizer == VqQuantizer(codebook_size=256)
+    with pytest.raises(ConfigError, match="is not one of fsq, residual-fsq, vq, residual-vq, simvq, lfq"):
+        configure("fsq-tiny", {"quantizer.kind": "gumbel"})
 
 
 # ---- on disk
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("preset", TINY)
 def test_what_is_saved_is_what_is_loaded(preset: str, tmp_path: Path) -> None:
     tokenizer = small(preset)
     tokenizer.quantizer.start_training(64)
@@ -308,6 +227,19 @@ def test_the_fingerprint_sees_weights_and_preprocessing() -> None:
     with torch.no_grad():
         tokenizer.quant_conv.bias[0] += 1e-6
     assert tokenizer.fingerprint != first
+
+
+def test_the_fingerprint_does_not_see_how_the_weights_were_trained() -> None:
+    tokenizer = small("vq-tiny")
+    described = tokenizer.config.model_dump()
+    described["quantizer"] |= {"decay": 0.9, "dead_code_share": 0.0, "update": "gradient"}
+    other = ImageTokenizer(ImageTokenizerConfig.model_validate(described))
+    other.load_state_dict(tokenizer.state_dict())
+    assert other.fingerprint == tokenizer.fingerprint
+    described["quantizer"] |= {"normalize": False}
+    another = ImageTokenizer(ImageTokenizerConfig.model_validate(described))
+    another.load_state_dict(tokenizer.state_dict())
+    assert another.fingerprint != tokenizer.fingerprint
 
 
 def test_damaged_folders_are_told(tmp_path: Path) -> None:
@@ -359,6 +291,17 @@ def test_psnr() -> None:
     assert psnr(a, b).tolist() == pytest.approx([20 * np.log10(25.5), 120.0])
     with pytest.raises(ValueError, match="uint8"):
         psnr(a.float(), b.float())
+
+
+def test_codebooks_are_counted_by_themselves() -> None:
+    codes = np.array([[[[0, 1]], [[3, 3]]], [[[0, 1]], [[3, 3]]]])  # 2 pictures of 2 codebooks
+    counts = count_codes(codes, 4, 2)
+    assert counts.tolist() == [[2, 2, 0, 0], [0, 0, 0, 4]]
+    assert (usage(counts), perplexity(counts)) == (3 / 8, pytest.approx((2 + 1) / 2))
+    window = CodebookWindow(4, window=2, codebooks=2)
+    for _ in range(3):
+        window.add(codes)
+    assert window.counts.tolist() == [[2, 2, 0, 0], [0, 0, 0, 4]]
 
 
 def test_codebook_window_forgets_old_batches() -> None:

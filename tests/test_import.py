@@ -467,7 +467,7 @@ def test_shards_of_an_imported_tokenizer_carry_its_licence(tmp_path: Path) -> No
         import_tokenizer(ImportConfig(checkpoint=tmp_path / checkpoint, out=vq, size=32), SilentProgress())
         inputs = [str(corpus / "pairs")]
         config = ShardConfig.model_validate(
-            {"inputs": inputs, "out": out, "text_tokenizer": text, "image_tokenizer": vq, "workers": 1, "batch_size": 4}
+            {"inputs": inputs, "out": out, "text_tokenizer": text, "image_tokenizer": vq, "workers": 0, "batch_size": 4}
         )
         manifest = shard(config, SilentProgress()).manifest
         assert manifest.tokenizers["image"].licence == "Chameleon Research License (non-commercial research only)"

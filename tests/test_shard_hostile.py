@@ -31,7 +31,7 @@ class World:
         self.text, self.image = write_tokenizers(folder / "tokenizers")
 
     def run(self, out: Path, *inputs: Path | str, **options: object) -> ShardResult:
-        settings = {"text_tokenizer": self.text, "image_tokenizer": self.image, "workers": 1, "report_documents": 0}
+        settings = {"text_tokenizer": self.text, "image_tokenizer": self.image, "workers": 0, "report_documents": 0}
         config = {"inputs": [str(i) for i in inputs], "out": out, **settings, **options}
         return shard(ShardConfig.model_validate(config), SILENT)
 
@@ -111,7 +111,7 @@ def test_an_input_that_was_moved_is_followed(
 
     (texts / "b.jsonl").write_text('{"text": "more"}\n')
 
-    def fault(*args: object) -> None:
+    def fault(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -130,12 +130,12 @@ def test_input_that_changes_while_it_is_read_is_not_committed(
     take = unit._Attempt.take
     changed = []
 
-    def change(self: unit._Attempt, document: object) -> None:
+    def change(self: unit._Attempt, *args: object) -> None:
         if not changed:
             changed.append(1)
             with (texts / "a.jsonl.gz").open("ab") as file:
                 file.write(gzip.compress(b'{"text": "late"}\n'))
-        take(self, document)  # type: ignore[arg-type]
+        take(self, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(unit._Attempt, "take", change)
     with pytest.raises(FingerprintMismatch, match="changed while it was being read"):
@@ -175,7 +175,7 @@ def test_progress_that_nobody_reads_fails_nothing(world: World, texts: Path, tmp
         def write(self, text: str) -> int:
             raise BrokenPipeError(32, "Broken pipe")
 
-    config = {"inputs": [str(texts)], "out": tmp_path / "out", "text_tokenizer": world.text, "workers": 1}
+    config = {"inputs": [str(texts)], "out": tmp_path / "out", "text_tokenizer": world.text, "workers": 0}
     result = shard(ShardConfig.model_validate(config), LineProgress(Closed(), every=0.0))
     assert result.manifest.documents["committed"] == 38
 
@@ -212,7 +212,7 @@ def manifest_of(out: Path) -> dict:  # type: ignore[type-arg]
 
 
 def problems(out: Path, **options: object) -> str:
-    return " ".join(verify(VerifyConfig.model_validate({"directory": out, **options}), SILENT).problems)
+    return " ".join(map(str, verify(VerifyConfig.model_validate({"directory": out, **options}), SILENT).problems))
 
 
 @pytest.mark.parametrize(

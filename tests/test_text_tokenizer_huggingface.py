@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from tokkit.errors import DataError
+from tokkit.errors import ItemError
 from tokkit.tokenizers.text import TextTokenizer, load_text_tokenizer
 
 CORPUS = ["The quick brown fox jumps over the lazy dog. <image> </s>", "def f(x):\n    return x\n", "日本語 шрифт"] * 20
@@ -208,7 +208,7 @@ def test_a_character_that_is_a_special_token_is_a_clear_error(tmp_path: Path) ->
     made = unigram()
     made.normalizer = normalizers.Replace("ß", "<s>")
     tokenizer = save(made, tmp_path)
-    with pytest.raises(DataError, match=r"'ß'.*'<s>'"):
+    with pytest.raises(ItemError, match=r"text-not-encodable: .*'ß'.*'<s>'"):
         tokenizer.encode("Straße")
 
 

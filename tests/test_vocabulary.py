@@ -9,26 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from released_tokenizers import chameleon, drop, letters, write
 
 from tokkit.errors import DataError, VocabularyError
+from tokkit.released_vocabularies import released_vocabulary
 from tokkit.vocabulary import MARKERS, Block, UnifiedVocabulary
-
-
-def letters(number: int) -> str:
-    return "".join("ABCDEFGHIJ"[int(d)] for d in str(number))
 
 
 def chameleon_file(path: Path, codes: int = 8192, size: int = 65536, shuffle: bool = False) -> Path:
     """A tokenizer file named as Chameleon's: special ids first, pictures before the text, 65,536 ids in all."""
-    order = np.arange(codes)
-    if shuffle:
-        np.random.default_rng(0).shuffle(order)
-    names = ["<s>", "<pad>", "</s>", "<unk>", *(f"IMGIMG{letters(n)}Z" for n in order), "<racm3:break>", "<eoss>"]
-    names += [f"piece{i}" for i in range(size - len(names))]
-    vocab = {name: i for i, name in enumerate(names)}
-    added = [{"id": vocab[n], "content": n, "special": True} for n in ("<s>", "<pad>", "</s>")]
-    path.write_text(json.dumps({"model": {"type": "BPE", "vocab": vocab, "merges": []}, "added_tokens": added}))
-    return path
+    return write(chameleon(codes, size, shuffle), path)
 
 
 def test_built_new_lays_the_blocks_one_after_another() -> None:
@@ -44,13 +34,14 @@ def test_built_new_lays_the_blocks_one_after_another() -> None:
 
 
 def test_the_paper_reading_of_chameleon_is_65536_ids_with_the_pictures_inside(tmp_path: Path) -> None:
-    vocabulary = UnifiedVocabulary.from_chameleon(chameleon_file(tmp_path / "text_tokenizer.json"))
+    vocabulary = released_vocabulary(chameleon_file(tmp_path / "text_tokenizer.json")).vocabulary
     assert vocabulary.size == 65536
     assert vocabulary.dtype == np.uint16
     assert vocabulary.encode("image", [0, 8191]).tolist() == [4, 8195]
     assert (vocabulary.marker("begin_document"), vocabulary.marker("padding"), vocabulary.marker("end_document")) == (0, 1, 2)
-    assert (vocabulary.marker("begin_image"), vocabulary.marker("end_image")) == (8196, 8197)
+    assert (vocabulary.marker("end_image"), vocabulary.marker("begin_image")) == (8196, 8197)
     assert vocabulary.encode("text", [3, 8198, 65535]).tolist() == [3, 8198, 65535]
+    assert vocabulary.claimed.tolist() == [0, 1, 2, *range(4, 8198)]
     for claimed in (0, 4, 8195, 8196):
         with pytest.raises(VocabularyError, match=f"text id {claimed} is"):
             vocabulary.encode("text", [8198, claimed])
@@ -70,7 +61,7 @@ def test_the_common_reading_of_chameleon_is_65536_text_ids_and_8192_codes_behind
 def test_names_decide_the_table_not_their_order(tmp_path: Path) -> None:
     path = chameleon_file(tmp_path / "t.json", codes=300, size=1000, shuffle=True)
     names = json.loads(path.read_text())["model"]["vocab"]
-    vocabulary = UnifiedVocabulary.from_chameleon(path)
+    vocabulary = released_vocabulary(path).vocabulary
     codes = np.arange(300)
     ids = vocabulary.encode("image", codes)
     assert ids.tolist() == [names[f"IMGIMG{letters(c)}Z"] for c in codes]
@@ -83,12 +74,12 @@ def test_a_file_that_is_not_chameleons_is_refused(tmp_path: Path, damage: str) -
     path = chameleon_file(tmp_path / "t.json", codes=30, size=200)
     entry = json.loads(path.read_text())
     if damage == "code":
-        del entry["model"]["vocab"]["IMGIMGBHZ"]
+        drop(entry, "IMGIMGBHZ")
     elif damage == "marker":
-        del entry["model"]["vocab"]["<eoss>"]
+        drop(entry, "<eoss>")
     path.write_text("{" if damage == "json" else json.dumps(entry))
     with pytest.raises(DataError):
-        UnifiedVocabulary.from_chameleon(tmp_path / "none.json" if damage == "missing" else path)
+        released_vocabulary(tmp_path / "none.json" if damage == "missing" else path)
 
 
 @settings(deadline=None, max_examples=60)
@@ -118,7 +109,7 @@ def test_save_and_load(tmp_path: Path, source: str) -> None:
     if source == "built":
         vocabulary = UnifiedVocabulary.build(700, [65536], [1024, 1024])
     else:
-        vocabulary = UnifiedVocabulary.from_chameleon(chameleon_file(tmp_path / "t.json", codes=300, size=1000, shuffle=True))
+        vocabulary = released_vocabulary(chameleon_file(tmp_path / "t.json", codes=300, size=1000, shuffle=True)).vocabulary
     vocabulary.save(tmp_path / "vocabulary.json")
     again = UnifiedVocabulary.load(tmp_path / "vocabulary.json")
     assert again.fingerprint == vocabulary.fingerprint

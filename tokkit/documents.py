@@ -27,6 +27,15 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Original:
+    """What a duplicate is one of: a committed document, or the media item ``item`` (counted from 0) of one."""
+
+    source: str
+    locator: str
+    item: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Why a document or a media item is not committed.
 
@@ -34,11 +43,13 @@ class Failure:
         outcome: any but ``COMMITTED``.
         reason: a short slug that outcomes are counted by (``image-truncated``, ``failed-to-download``).
         message: what was found, for a person.
+        of: of a duplicate that the run found, what it is one of.
     """
 
     outcome: Outcome
     reason: str
     message: str = ""
+    of: Original | None = None
 
 
 @dataclass(frozen=True, slots=True)

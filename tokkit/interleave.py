@@ -11,6 +11,8 @@ is kept; only for pairs (a picture with its caption) may the order be chosen. Im
   the one grid that the layout names (Chameleon: 1,024 codes between two markers, 1,026 tokens).
 * ``rows``: as ``plain`` with ``row_end`` after every row.
 * ``grid``: ``begin_image, height, width, codes, end_image`` with the two sizes out of the vocabulary's grid block.
+* ``emu3``: ``begin_image, H*W as text, begin_codes, rows each with row_end, frame_end, end_image``, as Emu3 was trained. The
+  size is written with the text tokenizer's own digits and asterisk, one id a character (``vocabulary.spelled``).
 
 Audio spans are frame by frame, all codebooks of a frame in order; pictures of several codebooks likewise, position by position.
 
@@ -32,7 +34,7 @@ from tokkit.documents import Document, Segment, Text
 from tokkit.errors import MalformedSequence, VocabularyError
 from tokkit.vocabulary import GRID, Ids, UnifiedVocabulary
 
-ImageLayout = Literal["plain", "rows", "grid"]
+ImageLayout = Literal["plain", "rows", "grid", "emu3"]
 PairOrder = Literal["image-first", "text-first", "random"]
 
 
@@ -120,6 +122,18 @@ def order_segments(document: Document, pair_order: PairOrder, seed: int) -> tupl
     return tuple(sorted(document.segments, key=lambda s: isinstance(s, Text) == media_first))
 
 
+def lacking(vocabulary: UnifiedVocabulary, layout: ImageLayout) -> list[str]:
+    """What pictures need in a layout and the vocabulary does not have, for people; empty where nothing is lacking."""
+    wanted = ["begin_image", "end_image"]
+    wanted += {"rows": ["row_end"], "emu3": ["begin_codes", "row_end", "frame_end"]}.get(layout, [])
+    found = [f"marker {name}" for name in wanted if name not in vocabulary.markers]
+    if layout == "grid" and not vocabulary.codebooks(GRID):
+        found.append("ids of grid sizes")
+    if layout == "emu3" and any(character not in vocabulary.spelled for character in "0123456789*"):
+        found.append("ids of digits and the asterisk")
+    return found
+
+
 def encode(parts: Iterable[Part], vocabulary: UnifiedVocabulary, layout: Layout) -> tuple[Ids, list[Span]]:
     """Write a document: ids int32 [n] with its markers, and its spans in order. Empty text makes no span.
 
@@ -127,7 +141,7 @@ def encode(parts: Iterable[Part], vocabulary: UnifiedVocabulary, layout: Layout)
         VocabularyError: a code outside of its codebook, codebooks or markers that the vocabulary lacks, or a grid that the
             layout could not decode.
     """
-    pieces: list[Ids] = [_one(vocabulary.marker("begin_document"))]
+    pieces: list[Ids] = []
     spans: list[Span] = []
     position = 1
     for part in parts:
@@ -152,8 +166,11 @@ def encode(parts: Iterable[Part], vocabulary: UnifiedVocabulary, layout: Layout)
             pieces.append(ids)
             spans.append(span)
             position += len(ids)
-    pieces.append(_one(vocabulary.marker("end_document")))
-    return np.concatenate(pieces), spans
+    document = np.empty(position + 1, dtype=np.int32)
+    document[0], document[-1] = vocabulary.marker("begin_document"), vocabulary.marker("end_document")
+    for ids, span in zip(pieces, spans, strict=True):
+        document[span.start : span.start + span.length] = ids
+    return document, spans
 
 
 def decode(ids: npt.ArrayLike, vocabulary: UnifiedVocabulary, layout: Layout, *, whole: bool = True) -> list[Part]:
@@ -187,16 +204,32 @@ def _encode_image(part: ImageCodes, vocabulary: UnifiedVocabulary, layout: Layou
         raise VocabularyError(f"a picture with an empty grid of {height} x {width}")
     body = np.stack([vocabulary.encode("image", part.codes[k], k) for k in range(count)], axis=-1)  # [h, w, K]
     head = [_one(vocabulary.marker("begin_image"))]
+    tail = [_one(vocabulary.marker("end_image"))]
     if layout.image == "grid":
         head.append(vocabulary.encode(GRID, [height - 1, width - 1]))
+    elif layout.image == "emu3":
+        head += [spell(f"{height}*{width}", vocabulary), _one(vocabulary.marker("begin_codes"))]
+        tail.insert(0, _one(vocabulary.marker("frame_end")))
     elif layout.image == "plain" and (height, width) != layout.image_grid and (layout.image_grid or height != width):
         allowed = "square" if layout.image_grid is None else "{} x {}".format(*layout.image_grid)
         raise VocabularyError(f"a grid of {height} x {width} in the plain layout, which can only be {allowed}")
     rows = body.reshape(height, width * count)
-    if layout.image == "rows":
+    if layout.image in ("rows", "emu3"):
         ends = np.full((height, 1), vocabulary.marker("row_end"), dtype=np.int32)
         rows = np.concatenate([rows, ends], axis=1)
-    return np.concatenate([*head, rows.reshape(-1), _one(vocabulary.marker("end_image"))])
+    return np.concatenate([*head, rows.reshape(-1), *tail])
+
+
+def spell(text: str, vocabulary: UnifiedVocabulary) -> Ids:
+    """A picture's size in writing, one id a character, int32 [len(text)].
+
+    Raises:
+        VocabularyError: a character that the vocabulary has no id for.
+    """
+    try:
+        return np.array([vocabulary.spelled[character] for character in text], dtype=np.int32)
+    except KeyError as error:
+        raise VocabularyError(f"this vocabulary ({vocabulary.origin}) cannot spell {error.args[0]!r}") from None
 
 
 def _encode_audio(part: AudioCodes, vocabulary: UnifiedVocabulary) -> Ids:
@@ -285,6 +318,8 @@ class _Reader:
         grid = self.grid_sizes() if self.layout.image == "grid" else self.layout.image_grid
         if self.layout.image == "rows":
             return self.image_rows(begin, count)
+        if self.layout.image == "emu3":
+            return self.image_emu3(begin, count)
         blocks = [self.vocabulary.block_index("image", k) for k in range(count)]
         end = self.run(blocks)
         if grid is not None and end - self.at != grid[0] * grid[1] * count:
@@ -320,6 +355,46 @@ class _Reader:
             self.close("row_end", "image code or row_end")
         self.at += 1
         return ImageCodes(np.ascontiguousarray(np.stack(rows).transpose(2, 0, 1)))
+
+    def image_emu3(self, begin: int, count: int) -> ImageCodes:
+        height = self.spelled_number("height")
+        if self.spelled_character() != "*":
+            raise self.fail(self.at, "a digit or the asterisk in the size of the image")
+        self.at += 1
+        width = self.spelled_number("width")
+        self.close("begin_codes", "a digit or begin_codes in the size of the image")
+        blocks = [self.vocabulary.block_index("image", k) for k in range(count)]
+        rows: list[Ids] = []
+        for _ in range(height):
+            end = self.run(blocks)
+            if end - self.at != width * count:
+                raise self.fail(
+                    min(end, self.at + width * count),
+                    f"{height} rows of {width} positions in the image that begins at token {begin}",
+                )
+            rows.append(self.codes("image", end, count))
+            self.at = end
+            self.close("row_end", "image code or row_end")
+        self.close("frame_end", f"frame_end after {height} rows of the image that begins at token {begin}")
+        self.close("end_image", f"end_image of the image that begins at token {begin}")
+        return ImageCodes(np.ascontiguousarray(np.stack(rows).transpose(2, 0, 1)))
+
+    def spelled_character(self) -> str:
+        """The character that the next token spells, or nothing."""
+        token = int(self.ids[self.at]) if self.at < len(self.ids) else -1
+        return next((character for character, own in self.vocabulary.spelled.items() if own == token), "")
+
+    def spelled_number(self, what: str) -> int:
+        """A number of at least 1 in digits, without leading zeros."""
+        number = 0
+        while (digit := self.spelled_character()).isdigit() and (number or digit != "0"):
+            number = 10 * number + int(digit)
+            self.at += 1
+            if number > len(self.ids):
+                raise self.fail(self.at - 1, f"the image's {what}, with as many codes behind it")
+        if not number:
+            raise self.fail(self.at, f"the image's {what}, written in digits")
+        return number
 
     def grid_sizes(self) -> tuple[int, int]:
         block = self.vocabulary.block_index(GRID)

@@ -11,12 +11,13 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tokkit.errors import DataError
+from tokkit.failpoints import failpoint
 
 CHUNK = 1 << 20
 
@@ -85,6 +86,7 @@ def create_if_absent(path: Path, data: bytes | str) -> bool:
     try:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
         fsync(temporary)
+        failpoint("before-link")
         try:
             os.link(temporary, path)  # fails if the name is taken, and shows the whole content or nothing
         except FileExistsError:
@@ -117,6 +119,16 @@ def pretty_json(value: object) -> str:
 def fingerprint_of(value: object) -> str:
     """SHA-256 (hex) of the canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()
+
+
+def digest_of(entry: Mapping[str, object]) -> str:
+    """SHA-256 (hex) of a record's content, its own ``digest`` left out: what tells that a record was changed."""
+    return fingerprint_of({key: value for key, value in entry.items() if key != "digest"})
+
+
+def record_json(entry: Mapping[str, object]) -> str:
+    """A record's JSON text, with the digest of its content in the field ``digest``."""
+    return pretty_json({**entry, "digest": digest_of(entry)})
 
 
 def read_json(path: Path) -> Any:

@@ -7,15 +7,14 @@ Built new (:meth:`UnifiedVocabulary.build`)::
 
     [text ids as the text tokenizer has them][markers][grid sizes][image codebooks...][audio codebooks...][unused, to 128]
 
-Taken from a released model (:meth:`UnifiedVocabulary.from_chameleon`), media codes and markers stand *inside* the text
-tokenizer's own id range: the text block then covers the whole range and every id that a block or a marker claims is not text.
-Both readings of Chameleon's sizes can be had: 65,536 ids in all (the paper and the released tokenizer file), or 65,536 text
-ids with 8,192 image codes behind them (``build``).
+Taken from a released model (:mod:`tokkit.released_vocabularies`), media codes and markers stand *inside* the text tokenizer's
+own id range: the text block then covers the whole range and every id that a block or a marker claims is not text
+(:attr:`UnifiedVocabulary.claimed`). Both readings of Chameleon's sizes can be had: 65,536 ids in all (the paper and the
+released tokenizer file), or 65,536 text ids with 8,192 image codes behind them (``build``).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -40,6 +39,8 @@ MARKERS = (
     "row_end",
     "padding",
 )
+# Markers that only released models have: where a picture's codes begin after its size in writing, and where a frame ends.
+RELEASED_MARKERS = ("begin_codes", "frame_end")
 GRID = "grid"  # the block of grid sizes: code n stands for a side of n + 1 positions
 FORMAT = "tokkit-vocabulary"
 VERSION = 1
@@ -87,7 +88,8 @@ class Block:
         if self.table is not None:
             return self.table[array]
         assert self.start is not None
-        return (array.astype(np.int64) + self.start).astype(np.int32)
+        ids = array.astype(np.int32)  # a code that is in the block fits, and so does its id
+        return ids if self.start == 0 else ids + np.int32(self.start)
 
     def to_json(self) -> dict[str, object]:
         entry: dict[str, object] = {"modality": self.modality, "codebook": self.codebook, "size": self.size}
@@ -104,31 +106,43 @@ class UnifiedVocabulary:
     Args:
         size: number of ids, unused ones included: rows of the model's embedding.
         blocks: the codebooks; exactly one of text.
-        markers: ids by name (of :data:`MARKERS`); a released model may lack some.
+        markers: ids by name (of :data:`MARKERS` and :data:`RELEASED_MARKERS`); a released model may lack some.
         origin: what it was built or read from, for people.
         embedded: whether blocks and markers stand inside the text block's range and take their ids from it.
+        spelled: text ids by character, of what a layout writes in a picture as text (the digits of its size).
 
     Raises:
         VocabularyError: two claims to one id, an id outside of 0..size-1, or no text block.
     """
 
     def __init__(
-        self, size: int, blocks: Sequence[Block], markers: Mapping[str, int], *, origin: str, embedded: bool = False
+        self,
+        size: int,
+        blocks: Sequence[Block],
+        markers: Mapping[str, int],
+        *,
+        origin: str,
+        embedded: bool = False,
+        spelled: Mapping[str, int] | None = None,
     ) -> None:
         self.size = size
         self.blocks = tuple(blocks)
         self.markers = dict(markers)
         self.origin = origin
         self.embedded = embedded
+        self.spelled = dict(spelled or {})
         self._by_key = {(b.modality, b.codebook): b for b in self.blocks}
         if len(self._by_key) != len(self.blocks):
             raise VocabularyError("two blocks of one modality and codebook")
         if ("text", 0) not in self._by_key:
             raise VocabularyError("a vocabulary needs a text block")
-        unknown = sorted(set(self.markers) - set(MARKERS))
+        unknown = sorted(set(self.markers) - {*MARKERS, *RELEASED_MARKERS})
         if unknown:
             raise VocabularyError(f"unknown markers: {', '.join(unknown)}")
         self._owner, self._code = self._tables()
+        for character, token in self.spelled.items():
+            if not 0 <= token < size or self._owner[token] != self._text:
+                raise VocabularyError(f"{character!r} is spelled with id {token}, which is {self.describe(token)}, not text")
 
     # ---- making one
 
@@ -162,42 +176,13 @@ class UnifiedVocabulary:
                 position += codes
         return cls(-(-position // multiple) * multiple, blocks, markers, origin="built")
 
-    @classmethod
-    def from_chameleon(cls, tokenizer_file: Path) -> UnifiedVocabulary:
-        """Chameleon's own ids, read from its ``text_tokenizer.json`` (Hugging Face ``tokenizers`` format).
-
-        Picture codes are the tokens named ``IMGIMG<letters>Z``, the letters A to J standing for the digits 0 to 9 of the
-        code; a picture stands between ``<racm3:break>`` and ``<eoss>``. Ids are whatever the file says: a lookup table.
-
-        Raises:
-            DataError: the file cannot be read, or lacks these names, or has codes missing.
-        """
-        names = _token_names(tokenizer_file)
-        digits = str.maketrans("ABCDEFGHIJ", "0123456789")
-        codes: dict[int, int] = {}
-        for name, token in names.items():
-            if name.startswith("IMGIMG") and name.endswith("Z"):
-                digit_text = name[6:-1].translate(digits)
-                if digit_text.isascii() and digit_text.isdigit():
-                    codes[int(digit_text)] = token
-        if not codes or sorted(codes) != list(range(len(codes))):
-            raise DataError(f"{tokenizer_file}: not Chameleon's: the IMGIMG...Z names do not count up from 0")
-        wanted = {
-            "begin_document": "<s>",
-            "end_document": "</s>",
-            "begin_image": "<racm3:break>",
-            "end_image": "<eoss>",
-            "padding": "<pad>",
-        }
-        missing = [n for n in wanted.values() if n not in names]
-        if missing:
-            raise DataError(f"{tokenizer_file}: not Chameleon's: no token {', '.join(missing)}")
-        size = max(names.values()) + 1
-        table = np.array([codes[i] for i in range(len(codes))], dtype=np.int32)
-        blocks = [Block("text", 0, size, start=0), Block("image", 0, len(codes), table=table)]
-        return cls(size, blocks, {m: names[n] for m, n in wanted.items()}, origin="chameleon", embedded=True)
-
     # ---- asking it
+
+    @cached_property
+    def claimed(self) -> Ids:
+        """int32 [n], rising: ids within the text tokenizer's range that are markers or codes, which no text may have."""
+        text = self.block("text").ids
+        return np.sort(text[self._owner[text] != self._text])
 
     @property
     def dtype(self) -> np.dtype:
@@ -269,7 +254,7 @@ class UnifiedVocabulary:
 
     def to_json(self) -> dict[str, object]:
         """The content of ``vocabulary.json``."""
-        return {
+        entry = {
             "format": FORMAT,
             "version": VERSION,
             "size": self.size,
@@ -279,6 +264,7 @@ class UnifiedVocabulary:
             "markers": self.markers,
             "blocks": [b.to_json() for b in self.blocks],
         }
+        return entry | ({"spelled": self.spelled} if self.spelled else {})
 
     @cached_property
     def fingerprint(self) -> str:
@@ -308,7 +294,14 @@ class UnifiedVocabulary:
                 )
                 for b in entry["blocks"]
             ]
-            return cls(entry["size"], blocks, entry["markers"], origin=entry["origin"], embedded=entry["embedded"])
+            return cls(
+                entry["size"],
+                blocks,
+                entry["markers"],
+                origin=entry["origin"],
+                embedded=entry["embedded"],
+                spelled=entry.get("spelled"),
+            )
         except (KeyError, TypeError) as error:
             raise DataError(f"{path} is damaged: {error!r}") from None
 
@@ -343,17 +336,3 @@ class UnifiedVocabulary:
                 raise VocabularyError(f"marker {name}: id {token} is claimed twice")
             owner[token], claimed[token] = -1, True
         return owner, code
-
-
-def _token_names(path: Path) -> dict[str, int]:
-    """Every token name of a Hugging Face ``tokenizer.json`` with its id, added tokens included."""
-    try:
-        entry = json.loads(path.read_bytes())
-        vocab = entry["model"]["vocab"]
-        names = dict(vocab) if isinstance(vocab, dict) else {piece[0]: i for i, piece in enumerate(vocab)}
-        names.update({t["content"]: t["id"] for t in entry.get("added_tokens", [])})
-        return names
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is not a Hugging Face tokenizer file: {error!r}") from None

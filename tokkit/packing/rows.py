@@ -39,7 +39,7 @@ from tokkit.packing.store import (
     stored_file,
 )
 from tokkit.shards.native import TokenShards, map_tokens
-from tokkit.storage import pretty_json, sha256_file
+from tokkit.storage import record_json, sha256_file
 from tokkit.vocabulary import Ids
 
 FORMAT = "tokkit-rows"
@@ -49,7 +49,7 @@ BLOCK_BYTES = 64 << 20
 
 
 class RowsRecord(Model):
-    """The content of ``rows.json``; ``plan`` is the SHA-256 of ``plan.json``."""
+    """The content of ``rows.json``; ``plan`` is the SHA-256 of ``plan.json``, ``digest`` that of the record itself."""
 
     format: str
     version: int
@@ -58,6 +58,7 @@ class RowsRecord(Model):
     pad_id: int
     plan: str
     files: dict[str, StoredFile]
+    digest: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +215,7 @@ def write_rows(
                 "cu_seqlens.npy": stored_file(temporary / "cu_seqlens.npy", borders),
             },
         )
-        (temporary / "rows.json").write_text(pretty_json(record.model_dump(mode="json")))
+        (temporary / "rows.json").write_text(record_json(record.model_dump(mode="json")))
     rows = load_rows(plan)
     assert rows is not None  # just committed
     return rows
@@ -234,6 +235,8 @@ def load_rows(plan: StoredPlan, *, checksums: bool = False) -> PackedRows | None
     if record.plan != sha256_file(plan.folder / RECORD):
         raise FingerprintMismatch(f"{folder} belongs to another plan; remove it and pack again with --materialize")
     check_files(folder, record.files, checksums=checksums)
+    if record.dtype not in ("uint16", "int32"):
+        raise DataError(f"{folder / 'rows.json'} is damaged: tokens of dtype {record.dtype!r}")
     dtype = np.dtype(record.dtype)
     expected = (plan.num_packs, plan.record.seq_len)
     path = folder / "rows.bin"

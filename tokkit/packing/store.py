@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import TypeVar
 
 import numpy as np
@@ -32,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tokkit.errors import DataError, FingerprintMismatch, VerificationError
 from tokkit.packing.plan import ALGORITHM, ALGORITHM_VERSION, PackPlan
 from tokkit.packing.split import REASONS, LeftOut, Pieces, Reason, SplitPolicy
-from tokkit.storage import attempt_name, fsync, pretty_json, read_json, sha256_file
+from tokkit.storage import attempt_name, fsync, read_json, record_json, sha256_file
 
 FORMAT = "tokkit-packs"
 VERSION = 1
@@ -84,7 +85,10 @@ class PlanBounds(Model):
 
 
 class PlanRecord(Model):
-    """The content of ``plan.json``; ``shards`` is the fingerprint of the token shards, ``left_out`` counts by reason."""
+    """The content of ``plan.json``; ``shards`` is the fingerprint of the token shards, ``left_out`` counts by reason.
+
+    ``digest`` is the SHA-256 of the rest (:func:`tokkit.storage.digest_of`), set where the record is written.
+    """
 
     format: str
     version: int
@@ -100,6 +104,7 @@ class PlanRecord(Model):
     efficiency: float
     bounds: PlanBounds
     files: dict[str, StoredFile]
+    digest: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +205,7 @@ def save_plan(plan: PackPlan, directory: Path, name: str, split: str, shards: st
         _write_left_out(temporary / LEFT_OUT, plan.left_out)
         files[LEFT_OUT] = stored_file(temporary / LEFT_OUT)
         record = _record(plan, name, split, shards, files)
-        (temporary / RECORD).write_text(pretty_json(record.model_dump(mode="json")))
+        (temporary / RECORD).write_text(record_json(record.model_dump(mode="json")))
     return load_plan(folder)
 
 
@@ -331,7 +336,7 @@ def map_array(path: Path, expected: StoredFile, dtype: npt.DTypeLike) -> np.ndar
     empty = expected.shape is not None and 0 in expected.shape
     try:
         array = np.load(path, mmap_mode=None if empty else "r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError) as error:  # a damaged header is parsed as Python text
         raise DataError(f"{path} is not a readable .npy file: {error}") from None
     if array.dtype != np.dtype(dtype) or list(array.shape) != expected.shape:
         raise DataError(f"{path} holds {array.dtype} {list(array.shape)}, not {np.dtype(dtype)} {expected.shape}")

@@ -12,7 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokkit.errors import DataError
-from tokkit.storage import read_json
+from tokkit.storage import read_json, sha256_file
 
 FORMAT = "tokkit-shards"
 VERSION = 1
@@ -95,7 +95,10 @@ class Manifest(_Model):
         numeric: fingerprint of the numeric environment, and its components.
         trial: where the run was one of ``--limit N``, how much of the input it saw; such a directory is a sample.
         ignored: files of the input folders that belong to no source, counted by why (each is in ``run/ignored.jsonl``).
+        vocabulary_origin: ``built``, or the released model whose ids these are.
         commits, rejects: SHA-256 over the names and checksums of those folders' files.
+        files: the files beside the manifest that it vouches for (``config.json``, ``vocabulary.json``), by name.
+        digest: SHA-256 of all of the above (:func:`tokkit.storage.digest_of`); set where the manifest is written.
     """
 
     format: Annotated[str, Field(pattern=f"^{FORMAT}$")] = FORMAT
@@ -104,6 +107,7 @@ class Manifest(_Model):
     dtype: str
     vocabulary_size: int
     vocabulary_fingerprint: str
+    vocabulary_origin: str = "built"
     layout: LayoutEntry
     semantic: dict[str, object]
     semantic_fingerprint: str
@@ -120,6 +124,13 @@ class Manifest(_Model):
     splits: dict[str, Split]
     commits: str
     rejects: str
+    files: dict[str, ShardFile] = Field(default_factory=dict)
+    digest: str = ""
+
+
+def file_entry(path: Path) -> ShardFile:
+    """A file as it is now."""
+    return ShardFile(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path))
 
 
 def load_manifest(directory: Path) -> Manifest:

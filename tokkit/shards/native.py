@@ -11,10 +11,11 @@ what is held out never share a file. A unit's payload (``run/payloads``) is a ``
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 
@@ -24,10 +25,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokkit.errors import DataError
+from tokkit.failpoints import failpoint
 from tokkit.interleave import Span
 from tokkit.shards.manifest import Manifest, ShardFile, load_manifest
 from tokkit.shards.megatron import index_bytes, read_index
-from tokkit.shards.spans import SPAN_TYPE, SpanTable, span_to_dict
+from tokkit.shards.spans import SPAN_TYPE, SpanTable, spans_column
 from tokkit.storage import attempt_name, fsync, sha256_file
 from tokkit.vocabulary import Ids
 
@@ -46,6 +48,7 @@ DOCUMENT_SCHEMA = pa.schema(
     metadata={"tokkit": "documents", "version": "1"},
 )
 ROW_GROUP = 8192
+WRITE_BYTES = 1 << 20  # tokens are written and hashed in pieces of about so much
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +75,27 @@ class DocumentRow:
     spans: tuple[Span, ...]
 
     def to_dict(self) -> dict[str, object]:
-        row: dict[str, object] = {name: getattr(self, name) for name in DOCUMENT_SCHEMA.names if name != "spans"}
-        # Parquet text is UTF-8: a lone surrogate in a name is written as an escape (in tokens it survives as it is).
-        for key, value in row.items():
-            if isinstance(value, str):
-                row[key] = value.encode("utf-8", "backslashreplace").decode("utf-8")
-        row["spans"] = [span_to_dict(span) for span in self.spans]
-        return row
+        """The row as it is read back from a file."""
+        return _table_of([self]).to_pylist()[0]
+
+
+_PLAIN_FIELDS = attrgetter(*DOCUMENT_SCHEMA.names[:-1])
+
+
+def _table_of(rows: Sequence[DocumentRow]) -> pa.Table:
+    """Rows as a table of :data:`DOCUMENT_SCHEMA`, column by column: many times as fast as by way of dictionaries."""
+    columns = []
+    for field, values in zip(DOCUMENT_SCHEMA, zip(*map(_PLAIN_FIELDS, rows), strict=True), strict=False):
+        is_text = field.type == pa.string()
+        plain = [value if value is None else _utf8(value) for value in values] if is_text else values
+        columns.append(pa.array(plain, type=field.type))
+    columns.append(spans_column([row.spans for row in rows]))
+    return pa.Table.from_arrays(columns, schema=DOCUMENT_SCHEMA)
+
+
+def _utf8(text: str) -> str:
+    """Parquet text is UTF-8: a lone surrogate in a name is written as an escape (in tokens it survives as it is)."""
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class ShardWriter:
@@ -101,7 +118,9 @@ class ShardWriter:
         self._parquet = pq.ParquetWriter(
             self._temporary["parquet"], DOCUMENT_SCHEMA, compression="zstd", store_schema=True, write_statistics=True
         )
-        self._rows: list[dict[str, object]] = []
+        self._rows: list[DocumentRow] = []
+        self._ids: list[bytes] = []
+        self._waiting = 0  # bytes in _ids
         self._tables: list[pa.Table] = []
         self._lengths: list[npt.NDArray[np.int64]] = []
         self.documents = 0
@@ -109,7 +128,7 @@ class ShardWriter:
 
     def add(self, ids: npt.NDArray[np.integer], row: DocumentRow) -> None:
         """Append a document."""
-        self._rows.append(row.to_dict())
+        self._rows.append(row)
         self._write_tokens(ids)
         self._lengths.append(np.array([len(ids)], dtype=np.int64))
         self.documents += 1
@@ -138,6 +157,7 @@ class ShardWriter:
         """
         self._gather_rows()
         self._write_groups(1)
+        self._flush_tokens()
         self._bin.close()
         self._parquet.close()
         suffixes = ["bin", "parquet"]
@@ -152,19 +172,28 @@ class ShardWriter:
             digest = self._digest.hexdigest() if suffix == "bin" else sha256_file(temporary)
             target = self._directory / f"{name or prefix + digest[:16]}.{suffix}"
             files[suffix] = ShardFile(name=target.name, bytes=temporary.stat().st_size, sha256=digest)
+            failpoint("before-payload-rename")
             temporary.replace(target)
         fsync(self._directory)
         return files
 
     def _write_tokens(self, ids: npt.NDArray[np.integer]) -> None:
-        data = np.ascontiguousarray(ids, dtype=self._dtype.newbyteorder("<")).tobytes()
+        data = ids.astype(self._dtype.newbyteorder("<"), copy=False).tobytes()
+        self._ids.append(data)
+        self._waiting += len(data)
+        self.tokens += len(ids)
+        if self._waiting >= WRITE_BYTES:
+            self._flush_tokens()
+
+    def _flush_tokens(self) -> None:
+        data = b"".join(self._ids)
+        self._ids, self._waiting = [], 0
         self._bin.write(data)
         self._digest.update(data)
-        self.tokens += len(ids)
 
     def _gather_rows(self) -> None:
         if self._rows:
-            self._tables.append(pa.Table.from_pylist(self._rows, schema=DOCUMENT_SCHEMA))
+            self._tables.append(_table_of(self._rows))
             self._rows = []
             self._write_groups(ROW_GROUP)
 

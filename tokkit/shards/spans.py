@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +37,21 @@ SPAN_FIELDS = tuple(field.name for field in SPAN_TYPE)
 
 def span_to_dict(span: Span) -> dict[str, object]:
     """A span as the row of :data:`SPAN_TYPE`."""
-    return {name: getattr(span, name) for name in SPAN_FIELDS}
+    return dict(zip(SPAN_FIELDS, _FIELDS_OF(span), strict=True))
+
+
+_FIELDS_OF = attrgetter(*SPAN_FIELDS)
+
+
+def spans_column(documents: Sequence[Sequence[Span]]) -> pa.ListArray:
+    """The ``spans`` of documents as a column of lists of :data:`SPAN_TYPE`."""
+    offsets = np.cumsum([0, *map(len, documents)], dtype=np.int32)
+    rows = [_FIELDS_OF(span) for spans in documents for span in spans]
+    columns = zip(*rows, strict=True) if rows else ((),) * len(SPAN_FIELDS)
+    fields = list(SPAN_TYPE)
+    arrays = [pa.array(values, type=field.type) for field, values in zip(fields, columns, strict=True)]
+    flat = pa.StructArray.from_arrays(arrays, fields=fields)
+    return pa.ListArray.from_arrays(pa.array(offsets), flat, type=pa.list_(pa.field("item", SPAN_TYPE, nullable=False)))
 
 
 def span_from_dict(row: dict[str, object]) -> Span:

@@ -123,16 +123,34 @@ def _gathered(parsed: Sequence[_Input], problems: list[str]) -> list[_Input]:
     return gathered
 
 
-def _parse(typed: str) -> _Input:
-    """Split the prefixes off and list the files. What exists as a path, with whatever characters, is a path."""
+def absolute_input(typed: str) -> str:
+    """The same INPUT, from any working directory."""
+    name, format_name, rest = _split(typed)
+    if not _SCHEME.match(rest):
+        rest = os.path.expanduser(rest)  # noqa: PTH111 - a glob is no Path
+        if _is_there(rest):
+            rest = os.path.abspath(rest)  # noqa: PTH100 - unlike resolve(), keeps symbolic links as typed
+        elif not os.path.isabs(rest):  # noqa: PTH117
+            rest = os.path.join(glob.escape(str(Path.cwd())), rest)  # noqa: PTH118
+    return f"{name}=" * (name is not None) + f"{format_name}:" * (format_name is not None) + rest
+
+
+def _split(typed: str) -> tuple[str | None, str | None, str]:
+    """``[NAME=][FORMAT:]PATH`` in three."""
     name = format_name = None
     rest = typed
     if not _exists(rest) and (named := _NAMED.fullmatch(rest)):
         name, rest = named[1], named[2]
     if not _exists(rest) and (prefixed := _FORMAT.fullmatch(rest)):
         format_name, rest = prefixed[1], prefixed[2]
-        if format_name not in FORMATS:
-            raise _ProblemError(f"there is no format {format_name!r}; known are {', '.join(FORMATS)}")
+    return name, format_name, rest
+
+
+def _parse(typed: str) -> _Input:
+    """Split the prefixes off and list the files. What exists as a path, with whatever characters, is a path."""
+    name, format_name, rest = _split(typed)
+    if format_name is not None and format_name not in FORMATS:
+        raise _ProblemError(f"there is no format {format_name!r}; known are {', '.join(FORMATS)}")
     rest = _local(rest)
     if _is_there(rest):
         path = Path(os.path.abspath(rest))  # noqa: PTH100 - unlike resolve(), keeps symbolic links as typed

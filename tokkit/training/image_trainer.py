@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokkit.errors import TokkitError
-from tokkit.metrics.codebook import perplexity, usage
+from tokkit.metrics.codebook import count_codes, perplexity, usage
 from tokkit.metrics.reconstruction import psnr
 from tokkit.tokenizers.image.config import ImageTokenizerConfig
 from tokkit.tokenizers.image.model import ImageTokenizer
@@ -38,7 +38,7 @@ class Optimisation:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Figures of one step: the total loss, the batch's mean PSNR in dB before the update, and its codes ``[B, h, w]``."""
+    """Figures of one step: the total loss, the batch's mean PSNR in dB before the update, and its codes."""
 
     loss: float
     psnr: float
@@ -72,7 +72,9 @@ class ImageTrainer:
         self.options = options
         self.steps = 0
         side = batches.size // tokenizer.downsample
-        tokenizer.quantizer.start_training(batches.batch_size * side * side, seed_codebook=seed_codebook)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(batches.seed))  # some quantizers draw what they learn from
+            tokenizer.quantizer.start_training(batches.batch_size * side * side, seed_codebook=seed_codebook)
         tokenizer.train()
         self.optimizer = torch.optim.AdamW(
             tokenizer.parameters(), lr=options.lr, betas=options.betas, weight_decay=options.weight_decay, fused=True
@@ -101,13 +103,14 @@ class ImageTrainer:
 
     def validate(self, held_out: NDArray[np.uint8]) -> Validation:
         """Measure uint8 ``[N, size, size, 3]`` through ``encode`` and ``decode``; changes nothing."""
-        counts = np.zeros(self.tokenizer.codebook_size, dtype=np.int64)
+        size, codebooks = self.tokenizer.codebook_size, self.tokenizer.codebooks
+        counts = np.zeros((codebooks, size), dtype=np.int64)
         decibels = []
         for start in range(0, len(held_out), self.batches.batch_size):
             pixels = torch.from_numpy(held_out[start : start + self.batches.batch_size])
             codes = self.tokenizer.encode(pixels)
             decibels.append(psnr(pixels, self.tokenizer.decode(codes)))
-            counts += np.bincount(codes.flatten().numpy(), minlength=len(counts))
+            counts += count_codes(codes.numpy(), size, codebooks)
         return Validation(float(torch.cat(decibels).mean()), usage(counts), perplexity(counts))
 
     def state(self) -> dict[str, Any]:

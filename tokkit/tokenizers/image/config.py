@@ -5,15 +5,12 @@ Everything that changes codes is in here: network, quantizer and preprocessing. 
 
 from __future__ import annotations
 
-from math import prod
-from typing import Annotated, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from tokkit.media.transforms import Preprocessing
-
-# Codes are int32 everywhere, and vocabularies hold text and audio beside them.
-MAX_CODEBOOK = 2**30
+from tokkit.tokenizers.image.quantizer_config import QuantizerConfig
 
 
 class _Frozen(BaseModel):
@@ -82,70 +79,6 @@ class CnnArchitecture(_Frozen):
         return self.patch * 2 ** (len(self.multipliers) - 1)
 
 
-class FsqQuantizer(_Frozen):
-    """Finite scalar quantization (Mentzer et al., arXiv:2309.15505): no codebook to learn, so none to collapse.
-
-    Attributes:
-        levels: values of each dimension; the codebook has their product. The first dimension is the least significant.
-    """
-
-    kind: Literal["fsq"] = "fsq"
-    levels: tuple[Annotated[int, Field(ge=3)], ...] = Field(default=(8, 8, 8, 6, 5), min_length=1)
-
-    @model_validator(mode="after")
-    def _bounded(self) -> FsqQuantizer:
-        if self.codebook_size > MAX_CODEBOOK:
-            raise ValueError(f"levels give {self.codebook_size:,} codes, more than {MAX_CODEBOOK:,}")
-        return self
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of codes."""
-        return prod(self.levels)
-
-    @property
-    def dim(self) -> int:
-        """Channels that are quantized."""
-        return len(self.levels)
-
-
-class VqQuantizer(_Frozen):
-    """Vector quantization with a codebook that follows the encoder by exponential moving averages (arXiv:1711.00937).
-
-    Attributes:
-        codebook_size, codebook_dim: the table; a low dimension with ``normalize`` keeps large tables in use.
-        normalize: compare unit vectors, and decode from unit vectors.
-        commitment_weight: of the loss that pulls the encoder to its codes.
-        decay: of the moving averages.
-        dead_code_share: a code that is used less than this share of the average code's use is replaced by a feature of the
-            batch; 0 turns that off.
-        rotation_trick: gradients through the quantizer by rotation (arXiv:2410.06424) instead of straight through.
-    """
-
-    kind: Literal["vq"] = "vq"
-    codebook_size: int = Field(default=4096, ge=2, le=MAX_CODEBOOK)
-    codebook_dim: PositiveInt = 8
-    normalize: bool = True
-    commitment_weight: float = Field(default=0.25, ge=0)
-    decay: float = Field(default=0.99, gt=0, lt=1)
-    dead_code_share: float = Field(default=0.03, ge=0, lt=1)
-    rotation_trick: bool = True
-
-    @model_validator(mode="after")
-    def _directions(self) -> VqQuantizer:
-        if self.codebook_dim < 2 and (self.normalize or self.rotation_trick):
-            raise ValueError("normalize and rotation_trick need a codebook_dim of 2 or more")
-        return self
-
-    @property
-    def dim(self) -> int:
-        """Channels that are quantized."""
-        return self.codebook_dim
-
-
-QuantizerConfig = Annotated[FsqQuantizer | VqQuantizer, Field(discriminator="kind")]
-
-
 class ImageTokenizerConfig(_Frozen):
     """An image tokenizer.
 
@@ -169,3 +102,7 @@ class ImageTokenizerConfig(_Frozen):
         if size % factor:
             raise ValueError(f"preprocessing.size {size} is no multiple of the downsampling factor {factor}")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """The configuration as plain JSON values, without what only training looks at: what a fingerprint covers."""
+        return self.model_dump(mode="json", exclude={"quantizer": set(self.quantizer.TRAINING)})

@@ -32,7 +32,7 @@ class ReconstructionOutput:
 
     Attributes:
         reconstruction: float ``[B, 3, H, W]`` in the range of the input.
-        codes: int64 ``[B, h, w]``.
+        codes: int64 ``[B, h, w]``, or ``[B, K, h, w]`` of K > 1 codebooks.
         losses: the quantizer's auxiliary losses by name, already weighted.
     """
 
@@ -68,8 +68,13 @@ class ImageTokenizer(nn.Module):
 
     @property
     def codebook_size(self) -> int:
-        """Number of codes."""
+        """Number of codes of a codebook."""
         return self.quantizer.codebook_size
+
+    @property
+    def codebooks(self) -> int:
+        """Codes at each position: K. Where it is 1, codes have no dimension for it."""
+        return self.quantizer.codebooks
 
     @property
     def downsample(self) -> int:
@@ -111,6 +116,8 @@ class ImageTokenizer(nn.Module):
     def encode(self, pixels: Tensor) -> Tensor:
         """uint8 ``[B, H, W, 3]`` on any device to int32 codes ``[B, H/f, W/f]`` on the tokenizer's device.
 
+        They are ``[B, K, H/f, W/f]`` where the quantizer is residual and has K codebooks.
+
         Raises ValueError for another dtype or shape, or sides that the downsampling factor f does not divide.
         """
         with torch.autocast(self.device.type, enabled=False):
@@ -118,7 +125,7 @@ class ImageTokenizer(nn.Module):
             return self.quantizer.codes_from_features(features).to(torch.int32)
 
     def encode_padded(self, pictures: Sequence[npt.NDArray[np.uint8]], batch_size: int) -> npt.NDArray[np.int32]:
-        """At most ``batch_size`` pictures ``[H, W, 3]`` of one size to codes ``[n, h, w]``.
+        """At most ``batch_size`` pictures ``[H, W, 3]`` of one size to codes ``[n, h, w]``, or ``[n, K, h, w]``.
 
         One call of :meth:`encode` in the shape of a whole batch: what a picture becomes depends on the batch size, not on how
         many others there are.
@@ -129,14 +136,17 @@ class ImageTokenizer(nn.Module):
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
-        """Integer codes ``[B, h, w]`` to uint8 pixels ``[B, f h, f w, 3]``.
+        """Integer codes ``[B, h, w]``, or ``[B, K, h, w]`` of K > 1 codebooks, to uint8 pixels ``[B, f h, f w, 3]``.
 
         Raises:
             VocabularyError: a code out of range.
             UsageError: the tokenizer has no decoder.
         """
-        if codes.ndim != 3 or codes.dtype.is_floating_point or codes.dtype == torch.bool:
-            raise ValueError(f"expected integer codes [B, h, w], not {codes.dtype} {list(codes.shape)}")
+        K = self.codebooks
+        fits = codes.ndim == 3 if K == 1 else codes.ndim == 4 and codes.shape[1] == K
+        if not fits or codes.dtype.is_floating_point or codes.dtype == torch.bool:
+            expected = "[B, h, w]" if K == 1 else f"[B, {K}, h, w]"
+            raise ValueError(f"expected integer codes {expected}, not {codes.dtype} {list(codes.shape)}")
         with torch.autocast(self.device.type, enabled=False):
             features = self.quantizer.features_from_codes(codes.to(self.device))
             return self.denormalize(self._decoded(features))
@@ -155,6 +165,7 @@ class ImageTokenizer(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """The tensors that make up the tokenizer, by name, contiguous and on the CPU; nothing that only training needs."""
+        self.quantizer.settle()
         state = {k: v for k, v in self.state_dict().items() if LEARNER not in k.split(".")}
         return {name: state[name].detach().cpu().contiguous() for name in sorted(state)}
 
@@ -171,9 +182,9 @@ class ImageTokenizer(nn.Module):
 
 
 def fingerprint(config: ImageTokenizerConfig, weights: dict[str, Tensor]) -> str:
-    """SHA-256 (hex) over the configuration as canonical JSON, and name, dtype, shape and bytes of each tensor in name order."""
+    """SHA-256 (hex) over the configuration's identity as canonical JSON, and each tensor's name, dtype, shape and bytes."""
     digest = hashlib.sha256()
-    digest.update(canonical_json(config.model_dump(mode="json")).encode("ascii"))
+    digest.update(canonical_json(config.identity()).encode("ascii"))
     for name in sorted(weights):
         tensor = weights[name]
         digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())

@@ -9,7 +9,7 @@ What they promise beyond their libraries:
 
 from tokkit.tokenizers.text.base import TextTokenizer
 from tokkit.tokenizers.text.huggingface import HuggingFaceTokenizer
-from tokkit.tokenizers.text.load import load_text_tokenizer
+from tokkit.tokenizers.text.load import load_text_tokenizer, text_tokenizer_file
 from tokkit.tokenizers.text.spm import SentencePieceTokenizer
 
-__all__ = ["HuggingFaceTokenizer", "SentencePieceTokenizer", "TextTokenizer", "load_text_tokenizer"]
+__all__ = ["HuggingFaceTokenizer", "SentencePieceTokenizer", "TextTokenizer", "load_text_tokenizer", "text_tokenizer_file"]

@@ -6,6 +6,10 @@ other. Three ways back in remain, and each result is checked against them: a mod
 its own vocabulary (Unigram, WordLevel, ``ignore_merges``), a normalizer that makes one out of something else, and the name
 of the unknown token itself. There the text is cut within the offending place and encoded in parts.
 
+Ids that a released model's vocabulary claims for markers and image codes (``reserved``) may stand in the model's own vocabulary
+with the merges that lead to them (``IMGIMGAZ``). A text that yields one is encoded anew by a copy of the model without these
+tokens, as if the model had never had them; where no other ids spell the same, that is the text's fault, and an ItemError.
+
 Added tokens of nothing but white space (runs of spaces in GPT-NeoX and Phi) are no markers: they stay.
 
 Byte-level BPE without a normalizer is decoded by a table of our own, id -> bytes, which also carries lone surrogates; all other
@@ -16,14 +20,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tokkit.errors import DataError
+from tokkit.errors import DataError, ItemError
 from tokkit.storage import fingerprint_of
 from tokkit.tokenizers.text.base import (
     SURROGATES,
@@ -41,10 +46,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from tokenizers import Tokenizer
 
 _SEMANTIC = ("normalizer", "pre_tokenizer", "model")
+_CUTTING = ("ByteLevel", "Split", "Digits", "Punctuation")  # pre-tokenizers that only cut, unless they remove
+_MOST_PROBES = 256  # of added tokens: a released model has tens of thousands, named alike
 
 
 class HuggingFaceTokenizer(TextTokenizer):
     """A ``tokenizer.json``. ``lossless`` is what probe strings say, the added tokens' spellings among them.
+
+    Args:
+        path: the file.
+        reserved: ids that no text may have, besides those of added tokens.
 
     Raises:
         DataError: the file cannot be read as a tokenizer.
@@ -52,27 +63,44 @@ class HuggingFaceTokenizer(TextTokenizer):
 
     kind = "huggingface"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, reserved: Collection[int] = ()) -> None:
         super().__init__(path)
         config = _read(path)
         self.name = path.parent.resolve().name if path.name == "tokenizer.json" else path.stem
         self._full = _build(config, path)
         self._added = {int(token["id"]): str(token["content"]) for token in config["added_tokens"]}
-        self._encoder = _build(_for_encoding(config), path)
+        self._encoding = _for_encoding(config)
+        self._encoder = _build(self._encoding, path)
         vocabulary = self._full.get_vocab(with_added_tokens=True)
         self.vocab_size = max(vocabulary.values()) + 1
         self._forbidden = np.zeros(self.vocab_size, dtype=bool)
         self._forbidden[[n for n in self._added if not self._is_text(n)]] = True
         self.unknown_id, self._unknown = self._unknown_of(config["model"])
+        self._reserved = frozenset(int(n) for n in reserved)
+        self._forbidden[list(self._reserved)] = True
+        if self.unknown_id in self._reserved:
+            self.unknown_id, self._unknown = None, ""
         self.fingerprint = fingerprint_of(_semantics(config))
         self.licence = licence_beside(path)
         self._table, self._byte_ids = _byte_level_table(config, vocabulary, self._added)
+        if not self._reserved.isdisjoint(self._byte_ids.values()):
+            self._table, self._byte_ids = None, {}
         try:
-            self.lossless = self._passes_probes(list(self._added.values()))
-        except DataError:  # a probe cannot be encoded at all; a text like it will say so
+            self.lossless = self._passes_probes(_spread(list(self._added.values())))
+        except ItemError:  # a probe cannot be encoded at all; a text like it will say so
             self.lossless = False
         if self.lossless:
             self.unknown_id = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return type(self), (self.path, tuple(sorted(self._reserved)))
+
+    @cached_property
+    def _careful(self) -> Tokenizer:
+        """For texts that may hold what is no text: the encoder, without the reserved tokens."""
+        if not self._reserved:
+            return self._encoder
+        return _build(_without(self._encoding, self._reserved), self.path)
 
     def _is_text(self, number: int) -> bool:
         """Whether plain text may yield this added token: white space, or a single character of the model's own."""
@@ -96,15 +124,22 @@ class HuggingFaceTokenizer(TextTokenizer):
         """Encode several texts; int32 each.
 
         Raises:
-            DataError: the tokenizer gives a single character the id of a special token.
+            ItemError: the tokenizer has no ids for one of the texts but such as no text may have, or none at all.
         """
         odd = {n for n, text in enumerate(texts) if not is_plain_utf8(text)} if self._byte_ids else set()
         given = [without_surrogates(text) for text in texts]
         rows = []
-        for n, found in enumerate(self._encoder.encode_batch_fast(given, add_special_tokens=False)):
+        try:
+            encoded = self._encoder.encode_batch_fast(given, add_special_tokens=False)
+        except Exception as error:  # the library raises plain Exception
+            raise self._unencodable(str(error)) from None
+        for n, found in enumerate(encoded):
             ids = np.asarray(self._encode_odd(texts[n]) if n in odd else found.ids, dtype=np.int32)
-            rows.append(ids if n in odd or self._is_clean(ids) else np.asarray(self._encode_cut(given[n]), dtype=np.int32))
+            rows.append(ids if n in odd or self._is_clean(ids) else np.asarray(self._encode_slowly(given[n]), dtype=np.int32))
         return rows
+
+    def _unencodable(self, why: str) -> ItemError:
+        return ItemError("text-not-encodable", f"{self.path.name}: {why}")
 
     def _is_clean(self, ids: Ids) -> bool:
         """Whether no id needs a second look: a special one, or the unknown one, which may be real or spelled out."""
@@ -115,27 +150,51 @@ class HuggingFaceTokenizer(TextTokenizer):
         ids: list[int] = []
         place = 0
         for match in SURROGATES.finditer(text):
-            ids += self._encode_cut(text[place : match.start()])
+            ids += self._encode_slowly(text[place : match.start()])
             ids += [self._byte_ids[byte] for byte in match.group().encode("utf-8", "surrogatepass")]
             place = match.end()
-        return ids + self._encode_cut(text[place:])
+        return ids + self._encode_slowly(text[place:])
 
-    def _encode_cut(self, text: str) -> list[int]:
+    def _encode_slowly(self, text: str) -> list[int]:
+        """Encode a text that may yield ids which no text may have."""
+        if not self._reserved:
+            return self._encode_cut(text, self._encoder)
+        plain = self._encoder.encode(text, add_special_tokens=False).ids
+        taken = next((n for n in plain if n in self._reserved), None)
+        if taken is None:
+            return self._encode_cut(text, self._encoder)
+        try:
+            other = self._careful.encode(text, add_special_tokens=False).ids
+        except Exception:  # the library raises plain Exception; here it has no ids for what is left
+            other = []
+        if self._spelling(other) != self._spelling(plain):
+            raise self._unencodable(
+                f"{self._full.id_to_token(taken)!r} can only be written as the id {taken}, which is no text"
+            )
+        return self._encode_cut(text, self._careful)
+
+    def _spelling(self, ids: Sequence[int]) -> str:
+        """What ids spell; of tokenizers that put spaces between their tokens, without these."""
+        return (
+            self.decode(ids) if self._table is not None else "".join(self._full.decode(ids, skip_special_tokens=False).split())
+        )
+
+    def _encode_cut(self, text: str, encoder: Tokenizer) -> list[int]:
         """Encode; where that gives a special token, cut the text within its spelling and encode the parts."""
-        found = self._encoder.encode(text, add_special_tokens=False)
+        found = encoder.encode(text, add_special_tokens=False)
         cuts = set()
         for number, (start, stop) in zip(found.ids, found.offsets, strict=True):
             spelled = number == self.unknown_id and self._spells_unknown(text[start:stop])
             if not spelled and not self._forbidden[number]:
                 continue
             if stop - start < 2:
-                message = f"{self.path} gives {text[start:stop]!r} the id {number} of {self._full.id_to_token(number)!r}"
-                raise DataError(f"{message}; no text may have that, so this tokenizer cannot be used")
+                name = self._full.id_to_token(number)
+                raise self._unencodable(f"{text[start:stop]!r} has the id {number} of {name!r}, which no text may have")
             at = text.find(self._unknown, start, stop) if spelled else -1
             cuts.add(at + len(self._unknown) // 2 if at >= 0 else (start + stop) // 2)
         if not cuts:
             return list(found.ids)
-        return [n for a, b in pairwise([0, *sorted(cuts), len(text)]) for n in self._encode_cut(text[a:b])]
+        return [n for a, b in pairwise([0, *sorted(cuts), len(text)]) for n in self._encode_cut(text[a:b], encoder)]
 
     def _spells_unknown(self, span: str) -> bool:
         normalizer = self._encoder.normalizer
@@ -190,7 +249,44 @@ def _for_encoding(config: dict[str, Any]) -> dict[str, Any]:
 
 def _unmatched(token: dict[str, Any]) -> dict[str, Any]:
     """The added token under a name that no sane text holds; where one does, the check after encoding sees it."""
-    return {**token, "content": f"\ufdd0{token['id']}\ufdd1", "normalized": False}
+    return {**token, "content": _unmatchable(token["id"]), "normalized": False}
+
+
+def _without(config: dict[str, Any], reserved: Collection[int]) -> dict[str, Any]:
+    """The file with its model's tokens of these ids under names that no sane text holds, and without merges that need them.
+
+    Tokens of one character stay where they are built from characters: what else could write them? The check after encoding
+    sees them.
+    """
+    model = dict(config["model"])
+    vocabulary = model.get("vocab") or {}
+    if not isinstance(vocabulary, dict):  # Unigram: [piece, score] by id
+        model["vocab"] = [[_unmatchable(n), e[1]] if n in reserved else e for n, e in enumerate(vocabulary)]
+        return {**config, "model": model}
+    shortest = 2 if model.get("type") == "BPE" else 0
+    gone = {name for name, number in vocabulary.items() if number in reserved and len(name) >= shortest}
+    model["vocab"] = {_unmatchable(n) if name in gone else name: n for name, n in vocabulary.items()}
+    if model.get("merges"):
+        prefix = model.get("continuing_subword_prefix") or ""
+        model["merges"] = [m for m in model["merges"] if not gone & _tokens_of_merge(m, prefix)]
+    return {**config, "model": model}
+
+
+def _unmatchable(number: int) -> str:
+    return f"\ufdd0{number}\ufdd1"
+
+
+def _tokens_of_merge(merge: str | list[str], prefix: str) -> set[str]:
+    """The two tokens that a merge joins and the one it makes."""
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return {left, right, left + right.removeprefix(prefix)}
+
+
+def _spread(entries: list[str]) -> list[str]:
+    """At most :data:`_MOST_PROBES` of the entries, evenly spread, the first and the last among them."""
+    if len(entries) <= _MOST_PROBES:
+        return entries
+    return [entries[int(n)] for n in np.linspace(0, len(entries) - 1, _MOST_PROBES)]
 
 
 def _base_vocabulary(model: dict[str, Any]) -> set[str]:
@@ -224,7 +320,7 @@ def _byte_level_table(
         and not (model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
         and len(byte_level) == 1
         and not byte_level[0].get("add_prefix_space", True)
-        and all(step.get("type") in ("ByteLevel", "Split", "Digits") and step.get("behavior") != "Removed" for step in steps)
+        and all(step.get("type") in _CUTTING and step.get("behavior") != "Removed" for step in steps)
         and [step.get("type") for step in _steps(config.get("decoder"), "decoders")] == ["ByteLevel"]
         and all(c in vocabulary and vocabulary[c] not in added for c in characters)
     )

@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from tokkit.errors import ConfigError, DataError, UsageError
-from tokkit.tokenizers.image.config import CnnArchitecture, VqQuantizer
+from tokkit.tokenizers.image.config import CnnArchitecture
+from tokkit.tokenizers.image.quantizer_config import VqQuantizer
 
 # transformers' names for taming's.
 _TRANSFORMERS = {

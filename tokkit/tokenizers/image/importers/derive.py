@@ -12,7 +12,8 @@ from collections.abc import Collection, Mapping
 
 from pydantic import ValidationError
 
-from tokkit.tokenizers.image.config import CnnArchitecture, VqQuantizer
+from tokkit.tokenizers.image.config import CnnArchitecture
+from tokkit.tokenizers.image.quantizer_config import VqQuantizer
 
 Shapes = Mapping[str, tuple[int, ...]]
 

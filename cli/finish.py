@@ -1,0 +1,43 @@
+"""`tokkit finish`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokkit.cli.common import Debug, Json, Quiet, examples, session
+
+EXAMPLES = examples(
+    "tokkit shard corpus/ --out shards/ --text-tokenizer text.model --shard-index $SLURM_ARRAY_TASK_ID --shard-count 16",
+    "tokkit finish shards/",
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("finish", epilog=EXAMPLES)(finish)
+
+
+def finish(
+    directory: Annotated[Path, typer.Argument(help="Output directory whose units are all committed.")],
+    json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Bring a run in parts (tokkit shard --shard-index) to its end: shards, manifest, report."""
+    with session(json=json, debug=debug, quiet=quiet, resumable=True) as run:
+        from tokkit.cli.show import show_manifest, show_packs
+        from tokkit.pipelines.finish_run import FinishConfig
+        from tokkit.pipelines.finish_run import finish as job
+
+        result = job(FinishConfig(directory=directory), run.progress)
+        packs = {name: asdict(split) for name, split in result.packs.items()}
+        manifest = result.manifest.model_dump(mode="json")
+        if run.emit({"out": str(result.out), "packs": packs, "manifest": manifest}):
+            return
+        show_manifest(run.console, result.manifest)
+        show_packs(run.console, result.packs)
+        run.console.print(f"\n{result.out}/report.html shows documents decoded back from their tokens")

@@ -1,0 +1,193 @@
+"""The end of a run, once every unit is committed: from commit records to a finished directory, by exactly one process.
+
+Account for every document, coalesce the payloads into shards, publish the rejects, write the manifest; then a packing plan
+where asked for, and the report. Whoever finds everything committed asks for the lease ``finish``; the others wait for it and
+find the work done. All of it is a function of the commit records and payloads and every file is replaced atomically, so an end
+that is cut short, or done by two because the first was suspended and lost its lease, comes to the same bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tokkit
+from tokkit.documents import Outcome
+from tokkit.errors import ResumableStop, TokkitError
+from tokkit.failpoints import failpoint
+from tokkit.pipelines.dedup import FOLDER as INDEX
+from tokkit.pipelines.fingerprint import NAME as CONFIG
+from tokkit.pipelines.finish import account, add_counts, add_nested, coalesce, extrapolate, folder_digest, publish_rejects
+from tokkit.pipelines.leases import Leases
+from tokkit.pipelines.ledger import CommitRecord, Ledger
+from tokkit.pipelines.plan import Plan
+from tokkit.pipelines.prepare import Setup
+from tokkit.pipelines.progress import Progress
+from tokkit.shards.manifest import NAME as MANIFEST
+from tokkit.shards.manifest import LayoutEntry, Manifest, file_entry
+from tokkit.sources.resolve import ResolvedInputs
+from tokkit.storage import fingerprint_of, record_json, remove_attempts, write_atomic
+
+if TYPE_CHECKING:
+    from tokkit.pipelines.pack import SplitResult
+    from tokkit.pipelines.shard import ShardConfig
+
+FINISH = "finish"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has claimed its directory and has its plan."""
+
+    config: ShardConfig
+    setup: Setup
+    resolved: ResolvedInputs
+    plan: Plan
+    ledger: Ledger
+    leases: Leases
+    progress: Progress
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is a manifest."""
+        return (self.config.out / MANIFEST).exists()
+
+
+class _LostError(Exception):
+    """Another process has taken the lease over: this one was suspended."""
+
+
+def complete(run: Run) -> dict[str, SplitResult]:
+    """Bring a run whose units are all committed to its end, or wait for the process that does; returns its packing plans.
+
+    Raises:
+        ResumableStop: units are missing; the message names them.
+        VerificationError: the outcomes do not add up, or a payload is not what was committed.
+    """
+    waiting = f"waiting for {{}}, which brings {run.config.out} to its end"
+    while True:
+        with run.leases.hold(FINISH, lambda holder: run.progress.log(waiting.format(holder))):
+            try:
+                return _complete(run)
+            except (_LostError, OSError, TokkitError):
+                # A file that vanished or changed under a process that is not alone is no error: it looks again.
+                if run.leases.mine(FINISH):
+                    raise
+        run.progress.log("this process was suspended, and another went on with the end of the run")
+
+
+def _complete(run: Run) -> dict[str, SplitResult]:
+    out = run.config.out
+    if not run.complete:
+        records = committed(run.ledger, run.plan)
+        missing = [planned.index for planned in run.plan.units if planned.index not in records]
+        if missing:
+            raise ResumableStop(_missing(run, missing))
+        manifest = _assemble(run, [records[planned.index] for planned in run.plan.units])
+        failpoint("before-manifest")
+        write_atomic(out / MANIFEST, record_json(manifest.model_dump(mode="json")))
+        failpoint("after-manifest")
+        if not manifest.documents.get(Outcome.COMMITTED):
+            run.progress.log("no document was committed: see the reasons")
+    packs = _pack(run)
+    failpoint("before-report")
+    _report(run)
+    failpoint("after-report")
+    _still_mine(run)
+    for folder in (out, run.ledger.commits, run.ledger.rejects, run.ledger.poisons):
+        remove_attempts(folder)
+    for folder in (run.ledger.payloads, out / "run" / INDEX):
+        shutil.rmtree(folder, ignore_errors=True)
+    run.leases.sweep()
+    return packs
+
+
+def committed(ledger: Ledger, plan: Plan) -> dict[int, CommitRecord]:
+    """The records of the units that are done, by index."""
+    found = {planned.index: ledger.done(planned.index, planned.unit) for planned in plan.units}
+    return {index: record for index, record in found.items() if record is not None}
+
+
+def ranges(numbers: list[int]) -> str:
+    """``0, 3-5, 9`` for sorted numbers."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, one)) for one in runs)
+
+
+def _missing(run: Run, missing: list[int]) -> str:
+    first = run.plan.units[missing[0]].unit
+    shown = ranges(missing)
+    return (
+        f"{run.config.out}: {len(missing)} of {len(run.plan.units)} units are not committed: "
+        f"{shown if len(shown) < 200 else shown[:200] + '...'} (the first is of {first.source}/{first.file}); "
+        f"run `tokkit shard` with the same options for these, then again"
+    )
+
+
+def _still_mine(run: Run) -> None:
+    if not run.leases.mine(FINISH):
+        raise _LostError
+
+
+def _assemble(run: Run, records: list[CommitRecord]) -> Manifest:
+    """Account for everything, write the shards and rejects; the manifest of these."""
+    config, setup, ledger = run.config, run.setup, run.ledger
+    sources = account(run.plan, records)
+    _still_mine(run)
+    splits = coalesce(config.out, ledger, records, setup.vocabulary.dtype, config.shard_tokens, run.progress)
+    _still_mine(run)
+    publish_rejects(ledger, records)
+    _still_mine(run)
+    return Manifest(
+        tokkit=tokkit.__version__,
+        dtype=setup.vocabulary.dtype.name,
+        vocabulary_size=setup.vocabulary.size,
+        vocabulary_fingerprint=setup.vocabulary.fingerprint,
+        vocabulary_origin=setup.vocabulary.origin,
+        layout=LayoutEntry(image=setup.layout.image, image_grid=setup.layout.image_grid),
+        semantic=setup.semantic,
+        semantic_fingerprint=fingerprint_of(setup.semantic),
+        numeric=setup.numeric,
+        numeric_fingerprint=fingerprint_of(setup.numeric),
+        tokenizers=setup.tokenizers,
+        trial=trial(config, records),
+        sources=sources,
+        ignored=add_counts({entry.why: 1} for entry in run.resolved.ignored),
+        units=len(run.plan.units),
+        documents=add_counts(s.documents for s in sources),
+        items=add_nested(s.items for s in sources),
+        container_errors=sum(s.container_errors for s in sources),
+        splits=splits,
+        commits=folder_digest(ledger.commits),
+        rejects=folder_digest(ledger.rejects),
+        files={name: file_entry(config.out / name) for name in (CONFIG, "vocabulary.json")},
+    )
+
+
+def trial(config: ShardConfig, records: list[CommitRecord]) -> dict[str, object] | None:
+    """What a trial says of the whole input; None of a run that is none."""
+    return None if config.limit is None else {"limit": config.limit, **extrapolate(records)}
+
+
+def _pack(run: Run) -> dict[str, SplitResult]:
+    config = run.config
+    if config.pack is None:
+        return {}
+    from tokkit.pipelines.pack import PackConfig, pack
+
+    return pack(PackConfig(directory=config.out, seq_len=config.pack, split_policy=config.pack_split), run.progress).splits
+
+
+def _report(run: Run) -> Path | None:
+    if (run.config.out / "report.html").exists() and run.config.pack is None:
+        return None
+    from tokkit.pipelines.report import ReportConfig, write_report
+
+    return write_report(ReportConfig(directory=run.config.out, documents=run.config.report_documents), run.progress)

@@ -1,0 +1,294 @@
+"""A worker process: how it lives, and what its parent sees of it.
+
+It is a fresh process (spawn: torch and fork do not mix) with a pipe of its own. It loads what the task needs, says that it is
+ready, is given an order, and sends back amounts of work and then the result. Workers commit by themselves, so nothing is lost
+with the parent; a worker whose parent is gone leaves.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from typing import Generic
+
+from tokkit.errors import ResumableStop, TokkitError, TransientError
+from tokkit.pipelines.plan import PlannedUnit
+from tokkit.pipelines.task import ProbingWork, Result, UnitTask
+from tokkit.pipelines.work import Report, Work
+
+TRANSIENT = (TransientError, OSError, MemoryError)
+LOADING_SECONDS = 300.0  # that a worker may take to load, at least: it cannot tell how far it is
+OF_THE_SAMPLE = {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL"}
+
+
+class WorkerError(Exception):
+    """A programming error in a worker process; the message is its traceback."""
+
+
+# ---- what goes over the pipe
+
+
+@dataclass(frozen=True, slots=True)
+class Do:
+    """Do this unit."""
+
+    planned: PlannedUnit
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Try the documents at ``[first, last)`` of this unit."""
+
+    planned: PlannedUnit
+    first: int
+    last: int
+
+
+Order = Do | Probe
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """Everything is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Generic[Result]):
+    """The order is carried out; of a probe the result is its number of documents."""
+
+    result: Result
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """An error. ``error`` is None for a programming error, of which only the traceback is kept."""
+
+    transient: bool
+    error: TokkitError | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A worker that is no more; ``cause`` is a signal's name, ``exit code N``, or ``hang``."""
+
+    cause: str
+
+    @property
+    def of_the_sample(self) -> bool:
+        """Whether the cause is of a kind that a sample has; the others (memory, time) say nothing of it."""
+        return self.cause in OF_THE_SAMPLE or self.cause.startswith("exit code")
+
+    def __str__(self) -> str:
+        if self.cause == "hang":
+            return "gave no sign of life"
+        return f"left with {self.cause}" if self.cause.startswith("exit") else f"was killed by {self.cause}"
+
+
+# ---- in the worker
+
+
+def _work(task: UnitTask[Result], connection: Connection, parent: int) -> None:
+    """A worker's life: take an order, carry it out, say so; leave when told to or when the parent is gone."""
+    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    os.environ["OMP_NUM_THREADS"] = "1"  # for torch, where the task loads it
+    try:
+        work = task.open()
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+        connection.send(Ready())
+        while (order := connection.recv()) is not None:
+            try:
+                if isinstance(order, Do):
+                    connection.send(Finished(work.process(order.planned, connection.send)))
+                elif isinstance(work, ProbingWork):
+                    connection.send(Finished(work.probe(order.planned, connection.send, order.first, order.last)))
+                else:
+                    connection.send(Failed(True, None, "this kind of work cannot be tried document by document"))
+            except TRANSIENT as error:
+                stop_if_full(error)
+                connection.send(Failed(True, None, message_of(error)))
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        return
+    except TokkitError as error:
+        connection.send(Failed(False, _picklable(error), str(error)))
+    except BaseException:
+        connection.send(Failed(False, None, traceback.format_exc()))
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(0)
+
+
+def stop_if_full(error: BaseException) -> None:
+    """No other unit fares better on a full or read-only disk: stop at once, rather than encode everything in vain."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        raise ResumableStop(
+            f"{error.filename or 'the output'}: {error.strerror}; what is committed is safe, "
+            f"run the same command again when there is space"
+        ) from error
+
+
+def message_of(error: BaseException) -> str:
+    """An exception's message, or its name where it has none."""
+    return str(error) or type(error).__name__
+
+
+def _picklable(error: TokkitError) -> TokkitError:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return TokkitError(str(error))
+    return error
+
+
+# ---- in the parent
+
+
+class Worker(Generic[Result]):
+    """A worker process, seen from its parent.
+
+    Attributes:
+        order: what it is at; None while it loads or waits.
+        ready: it has loaded.
+        documents: it has taken of the unit, as far as it has told.
+    """
+
+    def __init__(self, task: UnitTask[Result], stall_seconds: float) -> None:
+        context = get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self._process = context.Process(target=_work, args=(task, theirs, os.getpid()), daemon=True)
+        with _no_interrupts():
+            self._process.start()
+        theirs.close()
+        self.order: Order | None = None
+        self.ready = False
+        self.documents = 0
+        self._stall_seconds = stall_seconds
+        self.heard = time.monotonic()
+
+    def give(self, order: Order) -> None:
+        self.order, self.documents, self.heard = order, 0, time.monotonic()
+        with suppress(BrokenPipeError):  # it has died: the next look at the pipe says so
+            self.connection.send(order)
+
+    def receive(self) -> Ready | Work | Finished[Result] | Failed | Death:
+        """The next message; waits for it."""
+        try:
+            message = self.connection.recv()
+        except (EOFError, OSError):  # OSError: it died in the middle of a message
+            return self._buried()
+        self.heard = time.monotonic()
+        if isinstance(message, Ready):
+            self.ready = True
+        elif isinstance(message, Work):
+            self.documents += message.documents
+        else:
+            self.order = None
+        return message
+
+    def stalled(self) -> bool:
+        """Whether it should have been heard of."""
+        if self.ready and self.order is None:
+            return False
+        limit = self._stall_seconds if self.ready else max(self._stall_seconds, LOADING_SECONDS)
+        return time.monotonic() - self.heard > limit
+
+    def kill(self) -> Death:
+        self._process.kill()
+        self._buried()
+        return Death("hang")
+
+    def _buried(self) -> Death:
+        self._process.join()
+        self.connection.close()
+        code = self._process.exitcode or 0
+        if code >= 0:
+            return Death(f"exit code {code}")
+        try:
+            return Death(signal.Signals(-code).name)
+        except ValueError:  # a real-time signal
+            return Death(f"signal {-code}")
+
+    def leave(self) -> None:
+        """Ask it to leave, if it waits for an order; else have it stop at once."""
+        if self.connection.closed:
+            return
+        if self.ready and self.order is None:
+            with suppress(OSError):
+                self.connection.send(None)
+        else:
+            self._process.terminate()
+        self.connection.close()
+
+    def bury(self) -> None:
+        """Wait for the end of one that was told to leave, not for ever."""
+        self._process.join(timeout=5)
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+
+@contextmanager
+def _no_interrupts() -> Iterator[None]:
+    """Ctrl-C reaches the whole process group: workers inherit that they ignore it, their parent ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def listen(workers: Sequence[Worker[Result]], seconds: float) -> list[Worker[Result]]:
+    """Wait until some have said something, at most so long; returns these.
+
+    Where this process itself was suspended meanwhile, and its workers with it, their silence does not count.
+    """
+    begin = time.monotonic()
+    heard = set(wait([worker.connection for worker in workers], seconds))
+    overslept = time.monotonic() - begin - seconds
+    if overslept > 1:
+        for worker in workers:
+            worker.heard += overslept
+    return [worker for worker in workers if worker.connection in heard]
+
+
+def carry_out(worker: Worker[Result], order: Order, report: Report) -> Finished[Result] | Failed | Death:
+    """Have one worker carry out one order, and wait for the outcome."""
+    given = False
+    while True:
+        if worker.ready and not given:
+            worker.give(order)
+            given = True
+        for _ in listen([worker], 1.0):
+            message = worker.receive()
+            if isinstance(message, Work):
+                report(message)
+            elif not isinstance(message, Ready):
+                return message
+        if worker.stalled():
+            return worker.kill()
+
+
+def raise_error(message: object) -> None:
+    """Raise what a worker reported as an error that is not transient."""
+    if isinstance(message, Failed):
+        if message.error is not None:
+            raise message.error
+        raise WorkerError(f"in a worker process:\n{message.message}")

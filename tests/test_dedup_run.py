@@ -1,0 +1,503 @@
+"""`tokkit shard --dedup`: each duplicate once and of which, nothing lost, the same bytes whatever happens."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from shard_corpus import picture, snapshot, write_tokenizers
+from sources_helpers import tar_bytes
+
+from tokkit.errors import FingerprintMismatch, ResumableStop, UsageError
+from tokkit.pipelines.findings import VerifyResult
+from tokkit.pipelines.progress import SilentProgress
+from tokkit.pipelines.settings import validated
+from tokkit.pipelines.shard import ShardConfig, ShardResult, shard
+from tokkit.pipelines.verify import VerifyConfig, verify
+from tokkit.pipelines.verify_originals import check_originals
+from tokkit.shards.native import open_shards
+from tokkit.sources.jsonl import JsonlSource
+
+SILENT = SilentProgress()
+ALL = ["documents", "texts", "near-images"]
+
+Entry = tuple[str, str, object, object]  # locator, reason, item, of
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.text, self.image = write_tokenizers(folder / "tokenizers")
+
+    def config(self, out: Path, *inputs: Path, **options: object) -> ShardConfig:
+        settings: dict[str, object] = {
+            "inputs": [str(path) for path in inputs],
+            "out": out,
+            "text_tokenizer": self.text,
+            "image_tokenizer": self.image,
+            "workers": 0,
+            "report_documents": 0,
+        }
+        return ShardConfig.model_validate(settings | options)
+
+    def run(self, out: Path, *inputs: Path, **options: object) -> ShardResult:
+        result = shard(self.config(out, *inputs, **options), SILENT)
+        checked = verify(VerifyConfig(directory=out), SILENT)
+        assert checked.ok, checked
+        return result
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("dedup"))
+
+
+def lines(folder: Path, texts: Sequence[str], name: str = "a.jsonl") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return folder
+
+
+def samples(folder: Path, given: Sequence[tuple[dict[str, bytes], str]], name: str = "0.tar") -> Path:
+    """Pairs: the pictures by extension, and the caption."""
+    folder.mkdir(parents=True, exist_ok=True)
+    members = [
+        (f"{number:03d}.{extension}", data)
+        for number, (pictures, caption) in enumerate(given)
+        for extension, data in [*pictures.items(), ("txt", caption.encode())]
+    ]
+    (folder / name).write_bytes(tar_bytes(members))
+    return folder
+
+
+def interleaved(folder: Path, documents: Sequence[Sequence[str | bytes | None]]) -> Path:
+    """Documents of texts and pictures; None is a picture that is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images, texts = [], []
+    for number, parts in enumerate(documents):
+        images.append([None if isinstance(p, str) else f"images/{number}-{i}.png" for i, p in enumerate(parts)])
+        texts.append([p if isinstance(p, str) else None for p in parts])
+        for i, part in enumerate(parts):
+            if isinstance(part, bytes):
+                (folder / "images").mkdir(exist_ok=True)
+                (folder / "images" / f"{number}-{i}.png").write_bytes(part)
+    strings = pa.list_(pa.string())
+    blank = ["[" + ",".join("null" for _ in t) + "]" for t in texts]
+    columns = {"images": pa.array(images, strings), "texts": pa.array(texts, strings), "metadata": pa.array(blank)}
+    pq.write_table(pa.table(columns | {"general_metadata": pa.array(["{}"] * len(texts))}), folder / "d.parquet")
+    return folder
+
+
+def rejects(out: Path) -> list[dict]:
+    return [json.loads(line) for path in sorted((out / "rejects").iterdir()) for line in path.read_text().splitlines()]
+
+
+def duplicates(out: Path) -> list[Entry]:
+    """(locator, reason, item, (locator, item) of which) of every duplicate."""
+    return [
+        (e["locator"], e["reason"], e.get("item"), (e["of"]["locator"], e["of"].get("item")))
+        for e in rejects(out)
+        if e["outcome"] == "duplicate"
+    ]
+
+
+def committed(out: Path) -> list[tuple[str, str]]:
+    return [(r["source"], r["locator"]) for t in open_shards(out, "train").tables() for r in t.to_pylist()]
+
+
+# ---- what is a duplicate, and of which
+
+
+def test_documents_with_the_same_content(world: World, tmp_path: Path) -> None:
+    first = lines(tmp_path / "first", ["one", "two", "one", "three"])
+    second = lines(tmp_path / "second", ["two", "four", "one "])
+    result = world.run(tmp_path / "out", first, second, dedup=["documents"])
+    assert result.manifest.documents == {"committed": 5, "duplicate": 2}
+    assert duplicates(tmp_path / "out") == [
+        ("a.jsonl@32", "same-content", None, ("a.jsonl@0", None)),
+        ("a.jsonl@0", "same-content", None, ("a.jsonl@16", None)),
+    ]
+    assert {e["of"]["source"] for e in rejects(tmp_path / "out")} == {"first"}
+    assert {k: v for s in result.manifest.sources for k, v in s.reasons.items()} == {"document/duplicate/same-content": 1}
+    assert result.summary["dedup"]["duplicates"] == {"documents": 2}  # type: ignore[index]
+    assert not (tmp_path / "out" / "run" / "index").exists()
+
+
+def test_documents_with_the_same_text(world: World, tmp_path: Path) -> None:
+    """Texts are joined; what stands between them is left out; documents without text are not asked."""
+    folder = interleaved(
+        tmp_path / "in",
+        [["a", picture(1), "b"], [picture(2)], ["a", "b", picture(3)], [picture(4)], ["a\n\nb"], ["b", "a"], ["ab"]],
+    )
+    result = world.run(tmp_path / "out", folder, dedup=["texts"])
+    assert result.manifest.documents == {"committed": 5, "duplicate": 2}
+    assert duplicates(tmp_path / "out") == [
+        ("d.parquet:2", "document-not-committed", 0, ("d.parquet:0", None)),
+        ("d.parquet:2", "same-text", None, ("d.parquet:0", None)),
+        ("d.parquet:4", "same-text", None, ("d.parquet:0", None)),
+    ]
+    assert result.manifest.items == {"image": {"committed": 3, "duplicate": 1}}
+
+
+def test_pictures_with_the_same_bytes(world: World, tmp_path: Path) -> None:
+    """A pair goes with its picture, an interleaved document goes on, and goes where nothing is left."""
+    pairs = samples(tmp_path / "pairs", [({"png": picture(1)}, "x"), ({"png": picture(1)}, "y"), ({"png": picture(2)}, "z")])
+    documents = interleaved(
+        tmp_path / "documents",
+        [["t", picture(2), "u", picture(3)], [picture(3), picture(3)], [picture(5), picture(5)], [picture(1)[:50], picture(1)]],
+    )
+    result = world.run(tmp_path / "out", pairs, documents, dedup=["images"])
+    assert duplicates(tmp_path / "out") == [
+        ("0.tar#001", "same-image", 0, ("0.tar#000", 0)),
+        ("0.tar#001", "same-image", None, ("0.tar#000", 0)),
+        ("d.parquet:0", "same-image", 0, ("0.tar#002", 0)),
+        ("d.parquet:1", "same-image", 0, ("d.parquet:0", 1)),
+        ("d.parquet:1", "same-image", 1, ("d.parquet:0", 1)),
+        ("d.parquet:1", "nothing-left", None, ("d.parquet:0", 1)),
+        ("d.parquet:2", "same-image", 1, ("d.parquet:2", 0)),
+        ("d.parquet:3", "same-image", 1, ("0.tar#000", 0)),
+        ("d.parquet:3", "nothing-left", None, ("0.tar#000", 0)),
+    ]
+    assert result.manifest.documents == {"committed": 4, "duplicate": 3}
+    assert result.manifest.items == {"image": {"committed": 4, "duplicate": 6, "rejected": 1}}
+    again = verify(VerifyConfig(directory=tmp_path / "out", reencode=10), SILENT)
+    assert again.ok, again
+
+
+def test_what_is_in_a_document_that_is_not_committed_is_not_lost(world: World, tmp_path: Path) -> None:
+    """The good picture of a pair that is rejected for its other picture is no reason to leave that picture out elsewhere."""
+    pairs = samples(
+        tmp_path / "pairs",
+        [
+            ({"a.png": picture(1), "b.png": picture(2)[:60]}, "broken"),
+            ({"png": picture(3)[:60]}, "broken too"),
+            ({"png": picture(1)}, "good"),
+            ({"png": picture(4)}, "broken too"),
+        ],
+    )
+    result = world.run(tmp_path / "out", pairs, dedup=[*ALL, "images"])
+    assert result.manifest.documents == {"committed": 2, "rejected": 2}
+    assert committed(tmp_path / "out") == [("pairs", "0.tar#002"), ("pairs", "0.tar#003")]
+
+
+def test_a_caption_whose_first_pair_goes_stays_with_the_next(world: World, tmp_path: Path) -> None:
+    """Looked at by itself, each rule would drop one of the last two pairs; the caption would be gone."""
+    pairs = samples(
+        tmp_path / "pairs",
+        [
+            ({"png": picture(1)}, "first"),
+            ({"png": picture(1)}, "caption"),
+            ({"png": picture(2)}, "caption"),
+            ({"a.png": picture(1), "b.png": picture(3)}, "an old picture and a new one"),
+            ({"a.png": picture(1), "b.png": picture(3)}, "two old pictures"),
+        ],
+    )
+    world.run(tmp_path / "out", pairs, dedup=["texts", "images"])
+    assert [locator for _, locator in committed(tmp_path / "out")] == ["0.tar#000", "0.tar#002", "0.tar#003"]
+    assert {of for _, _, _, of in duplicates(tmp_path / "out")} == {("0.tar#000", 0), ("0.tar#003", 1)}
+
+
+def scaled(data: bytes, side: int, quality: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(data)).convert("RGB").resize((side, side)).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def test_pictures_that_look_alike(world: World, tmp_path: Path) -> None:
+    """Scaled and recompressed pictures are found; a broken one and flat ones are nobody's original."""
+    pytest.importorskip("imagehash")
+    noise = [scaled(picture(seed, (256, 256)), 256, 95) for seed in (1, 2)]
+    flat = [scaled(picture(3), 64, 90) and _flat(colour) for colour in ("white", "black")]
+    pairs = samples(
+        tmp_path / "pairs",
+        [
+            ({"jpg": noise[0][:900]}, "broken"),
+            ({"jpg": noise[0]}, "one"),
+            ({"jpg": noise[1]}, "two"),
+            ({"jpg": scaled(noise[0], 128, 70)}, "one, smaller"),
+            ({"jpg": flat[0]}, "white"),
+            ({"jpg": flat[1]}, "black"),
+            ({"jpg": flat[0]}, "white again"),
+            ({"jpg": noise[1]}, "two again"),
+        ],
+    )
+    result = world.run(tmp_path / "out", pairs, dedup=["near-images"])
+    assert [e for e in duplicates(tmp_path / "out") if e[2] is None] == [
+        ("0.tar#003", "near-image", None, ("0.tar#001", 0)),
+        ("0.tar#006", "same-image", None, ("0.tar#004", 0)),
+        ("0.tar#007", "same-image", None, ("0.tar#002", 0)),
+    ]
+    assert result.manifest.semantic["dedup"] == ["images", "near-images"]
+
+
+def _flat(colour: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64), colour).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_a_text_that_the_tokenizer_refuses_is_nobodys_original(world: World, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    tokenizer = Tokenizer(models.WordLevel({"good": 0, "words": 1}))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    pairs = samples(tmp_path / "pairs", [({"png": picture(1)}, "unheard of"), ({"png": picture(1)}, "good words")])
+    options = {"text_tokenizer": tmp_path / "tokenizer.json", "text_vocab_size": 512, "max_reject_ratio": 1.0}
+    plain = world.run(tmp_path / "plain", pairs, **options)
+    if plain.manifest.documents != {"committed": 1, "rejected": 1}:
+        pytest.skip("this tokenizers library writes unknown words")
+    result = world.run(tmp_path / "out", pairs, dedup=["images"], **options)
+    assert result.manifest.documents == {"committed": 1, "rejected": 1}
+
+
+# ---- the same bytes, whatever happens
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Many duplicates of every kind over many units."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(5)
+    texts = [f"text number {n} of a small corpus" for n in rng.integers(0, 60, 240)]
+    noise = [scaled(picture(seed, (128, 128)), 128, 95) for seed in range(12)]
+    pairs: list[tuple[dict[str, bytes], str]] = []
+    for n in range(40):
+        data = noise[rng.integers(12)]
+        data = scaled(data, 64 + 8 * int(rng.integers(4)), 80) if rng.random() < 0.4 else data
+        data = data[:300] if rng.random() < 0.1 else data
+        pairs.append(({"jpg": data}, f"caption {n % 9}"))
+    documents: list[list[str | bytes]] = []
+    for _ in range(12):
+        parts: list[str | bytes] = [noise[i] for i in rng.integers(0, 12, 2)]
+        documents.append([*parts, *([f"paragraph {rng.integers(4)}"] if rng.random() < 0.6 else [])])
+    return [lines(folder / "texts", texts), samples(folder / "pairs", pairs), interleaved(folder / "documents", documents)]
+
+
+OPTIONS: dict[str, object] = {"dedup": ALL, "unit_bytes": 3000, "shard_tokens": 2000, "val_fraction": 0.1, "batch_size": 4}
+
+
+def command(world: World, corpus: list[Path], out: Path) -> list[str]:
+    """The command line of the same run."""
+    flags: list[object] = ["--out", out, "--text-tokenizer", world.text, "--image-tokenizer", world.image, "--workers", 0]
+    flags += [part for kind in ALL for part in ("--dedup", kind)]
+    flags += ["--unit-size", 3000, "--shard-tokens", 2000, "--val-fraction", 0.1, "--batch-size", 4]
+    return [sys.executable, "-m", "tokkit.cli.main", "shard", *map(str, corpus), *map(str, flags), "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def clean(world: World, corpus: list[Path]) -> ShardResult:
+    pytest.importorskip("imagehash")
+    return world.run(world.folder / "clean", *corpus, **OPTIONS)
+
+
+def test_the_corpus_has_duplicates_of_every_kind(clean: ShardResult) -> None:
+    assert clean.manifest.units > 6
+    assert all(count for count in clean.summary["dedup"]["duplicates"].values())  # type: ignore[index]
+    reasons = {reason for _, reason, _, _ in duplicates(clean.out)}
+    assert {"same-content", "same-text", "same-image", "near-image", "document-not-committed"} <= reasons
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_work(world: World, corpus: list[Path], clean: ShardResult, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    processes = [
+        subprocess.Popen(command(world, corpus, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors.decode()
+    assert snapshot(out) == snapshot(clean.out) | {"report.html": snapshot(out)["report.html"]}
+    assert not (out / "run" / "index").exists()
+
+
+@pytest.mark.slow
+def test_neither_workers_nor_memory_change_a_byte(world: World, corpus: list[Path], clean: ShardResult, tmp_path: Path) -> None:
+    world.run(tmp_path / "out", *corpus, **OPTIONS, workers=2, dedup_memory=1 << 20)
+    assert snapshot(tmp_path / "out") == snapshot(clean.out)
+
+
+def test_the_cut_into_units_changes_no_decision(world: World, corpus: list[Path], clean: ShardResult, tmp_path: Path) -> None:
+    result = world.run(tmp_path / "out", *corpus, **OPTIONS | {"unit_bytes": 1 << 30})
+    assert result.manifest.units < clean.manifest.units
+    assert duplicates(tmp_path / "out") == duplicates(clean.out)
+    assert committed(tmp_path / "out") == committed(clean.out)
+
+
+@pytest.mark.parametrize(
+    "point",
+    [
+        "index:70",
+        *(pytest.param(p, marks=pytest.mark.slow) for p in ("indexed", "decided", "before-commit:3", "before-manifest")),
+    ],
+)
+def test_a_run_that_is_killed_goes_on_to_the_same_bytes(
+    world: World, corpus: list[Path], clean: ShardResult, tmp_path: Path, point: str
+) -> None:
+    out = tmp_path / "out"
+    killed = subprocess.run(
+        command(world, corpus, out), env=os.environ | {"TOKKIT_FAILPOINT": point}, capture_output=True, check=False
+    )
+    assert killed.returncode == -9, killed.stderr.decode()
+    assert not (out / "manifest.json").exists()
+    world.run(out, *corpus, **OPTIONS)
+    assert snapshot(out) == snapshot(clean.out) | {"report.html": snapshot(out)["report.html"]}
+
+
+def test_what_is_indexed_is_not_indexed_again(
+    world: World, corpus: list[Path], clean: ShardResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Grouping fails; the next run reads no unit for its index but the one whose index was damaged meanwhile."""
+    from tokkit.dedup import find
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+
+        def fails(*args: object, **options: object) -> None:
+            raise OSError(28, "No space left on device", "scratch")
+
+        patch.setattr(find, "find_duplicates", fails)
+        with pytest.raises(ResumableStop, match="No space left"):
+            shard(world.config(out, *corpus, **OPTIONS), SILENT)
+    damaged = out / "run" / "index" / "00001.index"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    result = world.run(out, *corpus, **OPTIONS)
+    documents = sum(clean.manifest.documents.values())
+    assert 0 < result.summary["dedup"]["documents"] < documents / 2  # type: ignore[index]
+    assert snapshot(out) == snapshot(clean.out)
+
+
+def test_a_trial_looks_at_its_own_documents_only(world: World, tmp_path: Path) -> None:
+    """One document of each file: the first file's second one is not there, so it is nobody's original."""
+    folder = lines(lines(tmp_path / "in", ["other", "same."], "a.jsonl"), ["same.", "third"], "b.jsonl")
+    result = world.run(tmp_path / "out", folder, dedup=["documents"], limit=2)
+    assert result.manifest.documents == {"committed": 2}
+    assert world.run(tmp_path / "all", folder, dedup=["documents"]).manifest.documents == {"committed": 3, "duplicate": 1}
+
+
+def test_a_reader_that_does_not_read_the_same_twice_is_noticed(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tokkit.errors import DataError
+    from tokkit.pipelines import unit
+
+    folder = lines(tmp_path / "in", ["a", "b", "a"])
+    read = JsonlSource.read
+
+    class Shifted:
+        def __init__(self, reader) -> None:  # type: ignore[no-untyped-def]
+            self._reader, self.consumed = reader, 1.0
+
+        def __iter__(self):  # type: ignore[no-untyped-def]
+            return iter(list(self._reader)[::-1])
+
+    monkeypatch.setattr(unit.UnitProcessor, "process", _reading(unit.UnitProcessor.process, read, Shifted))
+    with pytest.raises(DataError, match="does not read the same twice"):
+        shard(world.config(tmp_path / "out", folder, dedup=["documents"]), SILENT)
+
+
+def _reading(process, read, kind):  # type: ignore[no-untyped-def]
+    def changed(self, planned, report):  # type: ignore[no-untyped-def]
+        JsonlSource.read = lambda self, unit: kind(read(self, unit))  # type: ignore[method-assign, assignment]
+        try:
+            return process(self, planned, report)
+        finally:
+            JsonlSource.read = read  # type: ignore[method-assign]
+
+    return changed
+
+
+# ---- options and verification
+
+
+def test_another_way_of_deduplicating_is_another_run(world: World, corpus: list[Path], clean: ShardResult) -> None:
+    with pytest.raises(FingerprintMismatch, match=r"- dedup: "):
+        shard(world.config(clean.out, *corpus, **OPTIONS | {"dedup": ["texts"]}), SILENT)
+    with pytest.raises(FingerprintMismatch, match="near_distance"):
+        shard(world.config(clean.out, *corpus, **OPTIONS, near_distance=2), SILENT)
+    kinds = ["texts", "near-images", "images", "documents", "texts"]  # the same in another order, and more than once
+    assert shard(world.config(clean.out, *corpus, **OPTIONS | {"dedup": kinds}), SILENT).summary["units"] == 0
+
+
+def test_wrong_options_are_told(world: World, tmp_path: Path) -> None:
+    folder = lines(tmp_path / "in", ["a"])
+    options = {"inputs": [str(folder)], "out": tmp_path / "out", "text_tokenizer": world.text}
+    with pytest.raises(UsageError, match=r"dedup.*near-images"):
+        validated(ShardConfig, "tokkit shard", options | {"dedup": ["everything"]})
+    with pytest.raises(UsageError, match="near_distance"):
+        validated(ShardConfig, "tokkit shard", options | {"near_distance": 17})
+
+
+def test_a_missing_library_is_told_before_anything_is_done(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "imagehash", None)
+    folder = lines(tmp_path / "in", ["a"])
+    with pytest.raises(UsageError, match=r"pip install 'tokkit\[dedup\]'"):
+        shard(world.config(tmp_path / "out", folder, dedup=["near-images"]), SILENT)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_duplicate_of_what_is_not_there_is_found(clean: ShardResult, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(clean.out, tmp_path / "copy"))
+
+    def problems(change) -> VerifyResult:  # type: ignore[no-untyped-def]
+        result = VerifyResult()
+        for path in sorted((clean.out / "rejects").iterdir()):
+            entries = [json.loads(line) for line in path.read_text().splitlines()]
+            for entry in entries:
+                change(entry)
+            (copy / "rejects" / path.name).write_text("".join(json.dumps(e) + "\n" for e in entries))
+        check_originals(copy, clean.manifest, result)
+        return result
+
+    assert problems(lambda entry: None).ok
+    lost = next(e for e in rejects(clean.out) if e["level"] == "item" and e["reason"] == "same-image")
+
+    def elsewhere(entry: dict) -> None:
+        if entry == lost:
+            entry["of"]["locator"] += "x"
+
+    def itself(entry: dict) -> None:
+        if entry == lost:
+            entry["of"] = {"source": entry["source"], "locator": entry["locator"], "item": entry["item"]}
+
+    def nonsense(entry: dict) -> None:
+        if entry == lost:
+            entry["of"] = "that one"
+
+    assert "not committed" in str(problems(elsewhere).problems)
+    assert not problems(itself).ok
+    assert "no reject" in str(problems(nonsense).problems)
+
+
+# ---- real data
+
+
+@pytest.mark.slow
+def test_pictures_that_come_again_scaled_otherwise_are_found(world: World, shared_data: Path, tmp_path: Path) -> None:
+    """The textbook pictures of the pairs stand in the interleaved books too, at another size (data/README.md)."""
+    pytest.importorskip("imagehash")
+    result = world.run(
+        tmp_path / "out",
+        shared_data / "images_webdataset",
+        shared_data / "interleaved_obelics",
+        dedup=["near-images"],
+        workers=2,
+    )
+    found = [e for e in rejects(tmp_path / "out") if e["level"] == "item" and e["reason"] == "near-image"]
+    across = [e for e in found if (e["source"], e["of"]["source"]) == ("interleaved_obelics", "images_webdataset")]
+    anthropology = {e["locator"] + str(e["item"]) for e in across if e["locator"].startswith("anthropology")}
+    assert len(anthropology) > 180  # of 187 textbook pictures
+    assert result.manifest.items["image"]["duplicate"] == len(found) < 240
