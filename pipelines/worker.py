@@ -119,7 +119,7 @@ def _work(task: UnitTask[Result], connection: Connection, parent: int) -> None:
             except TRANSIENT as error:
                 stop_if_full(error)
                 connection.send(Failed(True, None, message_of(error)))
-    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+    except (EOFError, ConnectionError, KeyboardInterrupt):  # the parent is gone
         return
     except TokkitError as error:
         connection.send(Failed(False, _picklable(error), str(error)))

@@ -112,7 +112,7 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
         return []
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = 600) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
