@@ -80,9 +80,8 @@ def evaluate(
             figures += [f"LPIPS (vgg16) {scores.lpips.mean:.4f}"] if scores.lpips else []
             figures += [f"rFID {scores.rfid:.2f}"] if scores.rfid is not None else []
             book = scores.codebook
-            figures.append(
-                f"{100 * book.usage:.1f} % of {f'{book.codebooks} x ' if book.codebooks > 1 else ''}{book.size:,} codes used, perplexity {book.perplexity:,.0f}"
-            )
+            size = f"{book.codebooks} x {book.size:,}" if book.codebooks > 1 else f"{book.size:,}"
+            figures.append(f"{100 * book.usage:.1f} % of {size} codes used, perplexity {book.perplexity:,.0f}")
             run.console.print(f"{scores.label}: {', '.join(figures)}; {result.pictures:,} pictures of {scores.resolution} px")
         for missing in result.missing:
             run.console.print(f"{missing.metric} not measured: {missing.why}. {missing.provide}.")

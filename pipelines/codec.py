@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import groupby, islice
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -250,10 +250,10 @@ def decode_pictures(config: DecodeConfig, progress: Progress) -> DecodeResult:
     if not tokenizer.has_decoder:
         raise UsageError(f"{config.tokenizer} encodes only: the checkpoint it was imported from holds no decoder")
     _check_fingerprint(config, tokenizer.fingerprint, progress)
-    with _opened(config.codes, dimensions=2 if tokenizer.codebooks == 1 else 3) as arrays:
-        files = _file_names(config.codes, list(arrays))
+    with _opened(config.codes, dimensions=2 if tokenizer.codebooks == 1 else 3) as (stored, read):
+        files = _file_names(config.codes, stored)
         with progress.task("decode", total=len(files), unit="pictures") as task:
-            checked = ((name, _checked(config.codes, name, arrays[name], tokenizer)) for name in files)
+            checked = ((name, _checked(config.codes, name, read(name), tokenizer)) for name in files)
             for names, pixels in _decoded(tokenizer, checked, config.batch_size if len(files) > 1 else 1):
                 for name, picture in zip(names, pixels, strict=True):
                     _write_png(config.out / files[name], picture)
@@ -279,18 +279,32 @@ def _check_fingerprint(config: DecodeConfig, fingerprint: str, progress: Progres
 
 
 @contextmanager
-def _opened(path: Path, dimensions: int) -> Iterator[Mapping[str, npt.NDArray[Any]]]:
-    """Arrays by name; those of a ``.npz`` are read as they are asked for. One picture's codes have so many dimensions."""
+def _opened(path: Path, dimensions: int) -> Iterator[tuple[list[str], Callable[[str], object]]]:
+    """Names, and what reads the array of a name. One picture's codes have so many dimensions."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
-    try:
+    with _reading(path):
         found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            yield {path.stem: found} if found.ndim <= dimensions else {f"{path.stem}-{i}": grid for i, grid in enumerate(found)}
-        else:
-            with found:
-                yield found
-    except (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    if isinstance(found, np.ndarray):
+        one = found.ndim <= dimensions
+        grids = {path.stem: found} if one else {f"{path.stem}-{i}": grid for i, grid in enumerate(found)}
+        yield list(grids), grids.__getitem__
+        return
+
+    def read(name: str) -> object:
+        with _reading(path):
+            return found[name]
+
+    with found:
+        yield list(found), read
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """For as little as is read of the codes: what fails elsewhere, such as writing a picture, is not the file's fault."""
+    try:
+        yield
+    except Exception as error:  # NumPy, zipfile and zlib report damage by many exception types
         raise DataError(f"{path}: damaged, or no file of codes ({error})") from None
 
 
@@ -302,11 +316,13 @@ def _file_names(path: Path, names: list[str]) -> dict[str, str]:
     if not names:
         raise DataError(f"{path}: holds no codes")
     bare = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
-    count = Counter(bare.values())
+    count = Counter(bare.values()) + Counter(name for name in names if bare[name] != name)  # a.jpg.png must not be a.jpg
     return {name: f"{bare[name] if count[bare[name]] == 1 else name}.png" for name in names}
 
 
-def _checked(path: Path, name: str, codes: npt.NDArray[Any], tokenizer: ImageTokenizer) -> Codes:
+def _checked(path: Path, name: str, codes: object, tokenizer: ImageTokenizer) -> Codes:
+    if not isinstance(codes, np.ndarray):
+        raise DataError(f"{path}: {name} is no array")
     K, codebook_size = tokenizer.codebooks, tokenizer.codebook_size
     fits = codes.ndim == 2 if K == 1 else codes.ndim == 3 and len(codes) == K
     if not fits or codes.size == 0 or not np.issubdtype(codes.dtype, np.integer):

@@ -19,10 +19,15 @@ if TYPE_CHECKING:
     from tokkit.pipelines.shard import ShardConfig
 
 REJECT_RATIO_AFTER = 1000  # documents before --max-reject-ratio is looked at
+NOTE_EVERY = 10.0  # seconds between two lines of metrics.jsonl that are no unit's
 
 
 class Meter:
-    """Adds up what the workers report: the progress line, ``run/metrics.jsonl``, the reject budget and the summary."""
+    """Adds up what the workers report: the progress line, ``run/metrics.jsonl``, the reject budget and the summary.
+
+    ``run/metrics.jsonl`` has a line for each unit that is done (``"event": "unit"``), and every ten seconds one with all that
+    the run has done so far (``"event": "progress"``).
+    """
 
     def __init__(
         self,
@@ -30,16 +35,17 @@ class Meter:
         progress: Progress,
         records: dict[int, CommitRecord],
         todo: Sequence[PlannedUnit],
+        workers: int,
     ) -> None:
         self._config, self._progress, self._records = config, progress, records
-        self._todo = todo
+        self._todo, self._workers = todo, workers
         self._resumed, self._elsewhere = len(records), 0
         self._counts, self._reasons = Counter[str](), Counter[str]()
         for record in records.values():
             self._count(record)
         self._work = Work()
         self._metrics = config.out / "run" / "metrics.jsonl"
-        self._begin = time.monotonic()
+        self._begin = self._noted = time.monotonic()
 
     def __enter__(self) -> Meter:
         total = sum(p.unit.bytes for p in self._todo) / 1e6
@@ -65,14 +71,43 @@ class Meter:
 
     def report(self, work: Work) -> None:
         self._work.add(work)
-        elapsed = max(time.monotonic() - self._begin, 1e-9)
-        self._task.fields(
-            docs=f"{self._work.documents:,}",
-            images=f"{self._work.images:,}",
-            tokens=f"{self._work.tokens:,} ({self._work.tokens / elapsed:,.0f}/s)",
-            rejected=f"{self._counts[Outcome.REJECTED]:,}",
-        )
+        self._show()
         self._task.advance(work.documents if self._unit == "documents" else work.bytes / 1e6)
+        if time.monotonic() - self._noted >= NOTE_EVERY:
+            self._noted = time.monotonic()
+            self._note("progress", self._so_far())
+
+    def _show(self) -> None:
+        """The figures beside the bar."""
+        work, elapsed = self._work, max(time.monotonic() - self._begin, 1e-9)
+        by_kind = ", ".join(f"{kind} {count / elapsed:,.0f}" for kind, count in work.kinds.most_common() if kind != "marker")
+        shown = {
+            "docs": f"{work.documents:,} ({work.documents / elapsed:,.0f}/s)",
+            "tokens": f"{work.tokens:,} ({work.tokens / elapsed:,.0f}/s{': ' + by_kind if len(work.kinds) > 2 else ''})",
+        }
+        if work.images:
+            busy = work.seconds.get("encode", 0.0) / (elapsed * max(1, self._workers))
+            shown["images"] = f"{work.images:,} ({work.images / elapsed:,.0f}/s, encoding {busy:.0%} of the time)"
+        for outcome in (Outcome.REJECTED, Outcome.FILTERED, Outcome.DUPLICATE, Outcome.FAILED_UPSTREAM):
+            if self._counts[outcome] or outcome == Outcome.REJECTED:
+                shown[outcome.value.replace("_", " ")] = f"{self._counts[outcome]:,}"
+        self._task.fields(**shown)
+
+    def _so_far(self) -> dict[str, object]:
+        """What this run has done since it began, for ``run/metrics.jsonl``."""
+        return {
+            "seconds": round(time.monotonic() - self._begin, 3),
+            "documents": self._work.documents,
+            "images": self._work.images,
+            "tokens_by_kind": dict(sorted(self._work.kinds.items())),
+            "input_bytes": round(self._work.bytes),
+            "outcomes": {str(k): n for k, n in sorted(self._counts.items())},
+            "stage_seconds": {k: round(v, 3) for k, v in self._work.seconds.items()},
+        }
+
+    def _note(self, event: str, entry: dict[str, object]) -> None:
+        self._file.write(json.dumps({"event": event, "time": round(time.time(), 3), **entry}) + "\n")
+        self._file.flush()
 
     def elsewhere(self, planned: PlannedUnit) -> None:
         """A unit that another process has done: there is less to do here."""
@@ -82,18 +117,15 @@ class Meter:
     def done(self, planned: PlannedUnit, record: CommitRecord) -> None:
         self._records[planned.index] = record
         self._count(record)
-        entry = {
-            "time": round(time.time(), 3),
+        unit = {
             "unit": planned.index,
             "source": planned.unit.source,
             "file": planned.unit.file,
             "documents": record.documents,
             "tokens": sum(s.tokens for s in record.splits.values()),
-            "seconds_so_far": {k: round(v, 3) for k, v in self._work.seconds.items()},
         }
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
-        self._task.fields(rejected=f"{self._counts[Outcome.REJECTED]:,}")
+        self._note("unit", unit)
+        self._show()
         self._check_budget()
 
     def _check_budget(self) -> None:

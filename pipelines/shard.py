@@ -285,7 +285,7 @@ def _encode(run: Run) -> dict[str, object]:
     if config.dedup and missing:
         table, dedup = deduplicate(run, workers)
         job = replace(job, duplicates=table)
-    meter = Meter(config, run.progress, records, missing)
+    meter = Meter(config, run.progress, records, missing, workers)
     begin = time.monotonic()
     with meter:
         sharing = SharedUnits(run.ledger, run.leases, meter)

@@ -79,7 +79,7 @@ class TrainVQConfig(BaseModel):
         resume: go on from the checkpoint in ``out``, if there is one.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     inputs: tuple[str, ...]
     out: Path
@@ -250,7 +250,7 @@ class _Run:
             return
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            written, pictures = json.loads(state["options"]), state["pictures"]
+            written, pictures, recent = json.loads(state["options"]), state["pictures"], list(state["window"])
         except Exception as error:  # torch reports damage by many exception types
             raise DataError(f"{path}: damaged, or not a checkpoint of this job ({type(error).__name__}: {error})") from error
         differences = _differences(self.config, written)
@@ -259,6 +259,8 @@ class _Run:
         if differences:
             raise FingerprintMismatch(f"{path} belongs to another run: {'; '.join(differences)}")
         self.trainer.restore(state["trainer"])
+        for codes in recent:
+            self.window.add(codes.numpy())
         self.seconds_before = float(state["seconds"])
         _keep_rows(self.config.out / METRICS_FILE, self.trainer.steps)
         self.progress.log(f"going on from step {self.trainer.steps}")
@@ -266,6 +268,7 @@ class _Run:
     def _checkpoint(self, seconds: float) -> None:
         state = {
             "trainer": self.trainer.state(),
+            "window": [torch.from_numpy(codes) for codes in self.window.batches],
             "options": json.dumps(self.config.semantic()),
             "pictures": self.pictures.digest,
             "seconds": seconds,

@@ -350,7 +350,8 @@ class _Attempt:
 
     def write(self, document: Document, parts: list[Part]) -> None:
         ids, spans = encode(parts, self.job.vocabulary, self.job.layout)
-        split = "val" if document.draw("split") < self.config.val_fraction else "train"
+        fraction = self.config.val_fraction
+        split = "val" if fraction and document.draw("split") < fraction else "train"
         metadata = {k: document.metadata[k] for k in self.config.metadata if k in document.metadata}
         self.writer.add(
             ids,
@@ -371,8 +372,9 @@ class _Attempt:
         counts = self.splits[split]
         counts.documents += 1
         counts.tokens += len(ids)
-        counts.kinds.update(tokens_by_kind(len(ids), spans))
-        self.work.tokens += len(ids)
+        kinds = tokens_by_kind(len(ids), spans)
+        counts.kinds.update(kinds)
+        self.work.kinds.update(kinds)
 
     def record(self, payload: dict, census: Census, consumed: float) -> CommitRecord:
         return CommitRecord(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -14,22 +15,26 @@ class Work:
 
     documents: int = 0
     images: int = 0
-    tokens: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)  # tokens by modality; ``marker`` for the documents' ends
     bytes: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     at: str = ""  # locator of the document read last
 
+    @property
+    def tokens(self) -> int:
+        return self.kinds.total()
+
     def take(self) -> Work:
         """What has gathered since the last call."""
-        taken = Work(self.documents, self.images, self.tokens, self.bytes, self.seconds, self.at)
-        self.documents = self.images = self.tokens = 0
-        self.bytes, self.seconds = 0.0, {}
+        taken = Work(self.documents, self.images, self.kinds, self.bytes, self.seconds, self.at)
+        self.documents = self.images = 0
+        self.kinds, self.bytes, self.seconds = Counter(), 0.0, {}
         return taken
 
     def add(self, other: Work) -> None:
         self.documents += other.documents
         self.images += other.images
-        self.tokens += other.tokens
+        self.kinds.update(other.kinds)
         self.bytes += other.bytes
         for stage, seconds in other.seconds.items():
             self.spend(stage, seconds)

@@ -20,6 +20,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from tempfile import mkstemp
 from typing import Generic
 
 from tokkit.errors import ResumableStop, TokkitError, TransientError
@@ -99,11 +101,13 @@ class Death:
 # ---- in the worker
 
 
-def _work(task: UnitTask[Result], connection: Connection, parent: int) -> None:
+def _work(task_file: str, connection: Connection, parent: int) -> None:
     """A worker's life: take an order, carry it out, say so; leave when told to or when the parent is gone."""
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"  # for torch, where the task loads it
     try:
+        task = pickle.loads(Path(task_file).read_bytes())
+        Path(task_file).unlink(missing_ok=True)
         work = task.open()
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
@@ -170,7 +174,12 @@ class Worker(Generic[Result]):
     def __init__(self, task: UnitTask[Result], stall_seconds: float) -> None:
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self._process = context.Process(target=_work, args=(task, theirs, os.getpid()), daemon=True)
+        # Not as an argument: multiprocessing writes these into a pipe whose other end it holds itself, and where they are more
+        # than the pipe takes and the worker is killed before it reads them, it would wait for ever.
+        descriptor, self._task_file = mkstemp(prefix="tokkit-task-")
+        with os.fdopen(descriptor, "wb") as file:
+            pickle.dump(task, file)
+        self._process = context.Process(target=_work, args=(self._task_file, theirs, os.getpid()), daemon=True)
         with _no_interrupts():
             self._process.start()
         theirs.close()
@@ -212,7 +221,11 @@ class Worker(Generic[Result]):
         self._buried()
         return Death("hang")
 
+    def _remove_task_file(self) -> None:
+        Path(self._task_file).unlink(missing_ok=True)
+
     def _buried(self) -> Death:
+        self._remove_task_file()
         self._process.join()
         self.connection.close()
         code = self._process.exitcode or 0
@@ -236,6 +249,7 @@ class Worker(Generic[Result]):
 
     def bury(self) -> None:
         """Wait for the end of one that was told to leave, not for ever."""
+        self._remove_task_file()
         self._process.join(timeout=5)
         if self._process.is_alive():
             self._process.kill()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +141,38 @@ def test_damaged_files_and_names_that_lead_elsewhere(vq: Path, tmp_path: Path) -
         with pytest.raises(DataError, match="no name of a file"):
             decode_pictures(DecodeConfig(tokenizer=vq, codes=path, out=tmp_path / "x"), SILENT)
     assert not (tmp_path / "x").exists()
+
+
+def test_damage_is_told_whatever_the_readers_make_of_it(vq: Path, tmp_path: Path) -> None:
+    huge = io.BytesIO()
+    np.lib.format.write_array_header_1_0(huge, {"descr": "<i4", "fortran_order": False, "shape": (1 << 20, 1 << 20)})
+    np.savez_compressed(tmp_path / "squeezed.npz", one=np.arange(4096).reshape(64, 64) % 64)
+    squeezed = bytearray((tmp_path / "squeezed.npz").read_bytes())
+    squeezed[80:120] = bytes(byte ^ 0xFF for byte in squeezed[80:120])
+    (tmp_path / "squeezed.npz").write_bytes(squeezed)
+    (tmp_path / "huge.npy").write_bytes(huge.getvalue())
+    with zipfile.ZipFile(tmp_path / "text.npz", "w") as archive:
+        archive.writestr("notes.txt", "no array")
+    for name, message in (("squeezed.npz", "damaged"), ("huge.npy", "damaged"), ("text.npz", "notes.txt is no array")):
+        with pytest.raises(DataError, match=message):
+            decode_pictures(DecodeConfig(tokenizer=vq, codes=tmp_path / name, out=tmp_path / "x"), SILENT)
+
+
+def test_a_folder_that_cannot_be_written_to_is_not_blamed_on_the_codes(vq: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "codes.npy", np.zeros((4, 4), dtype=int))
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file/x"):
+        decode_pictures(DecodeConfig(tokenizer=vq, codes=tmp_path / "codes.npy", out=tmp_path / "file" / "x"), SILENT)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["a.png", "a.jpg", "a.jpg.png"], ["a", "a.png", "a.png.png"], ["a.b", "a.b.c", "a.b.c.d"], ["d/a.png", "d/a.png.x"]],
+)
+def test_no_picture_takes_another_ones_name(vq: Path, tmp_path: Path, names: list[str]) -> None:
+    np.savez(tmp_path / "codes.npz", **{name: np.zeros((2, 2), dtype=int) for name in names})  # type: ignore[arg-type]
+    decode_pictures(DecodeConfig(tokenizer=vq, codes=tmp_path / "codes.npz", out=tmp_path / "out"), SILENT)
+    assert sum(path.is_file() for path in (tmp_path / "out").rglob("*")) == len(names)
 
 
 def test_the_commands(capfd: pytest.CaptureFixture[str], pictures: Path, tmp_path: Path) -> None:

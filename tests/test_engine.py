@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from engine_tasks import Memory, Toy, Unwilling, units
 from tokkit.errors import ResumableStop
 from tokkit.pipelines.engine import run_units
 from tokkit.pipelines.plan import PlannedUnit, Poison
-from tokkit.pipelines.worker import Worker, listen
+from tokkit.pipelines.worker import Death, Worker, listen
 
 
 def run(task: object, count: int, workers: int = 2, **options: object) -> dict[int, list[int]]:
@@ -195,3 +196,23 @@ def test_ctrl_c_and_sigterm_leave_no_worker_behind(tmp_path: Path, number: str) 
     assert time.time() - (tmp_path / "signalled").stat().st_mtime < 4.5
     for unit in (0, 1):
         assert not Path(f"/proc/{(tmp_path / f'begun-{unit}').read_text().strip()}").exists()
+
+
+def test_a_worker_that_dies_before_it_has_read_its_task_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task of many sources is larger than a pipe takes: its parent must not wait for a reader that is no more."""
+    from multiprocessing import popen_spawn_posix
+
+    def dies_at_once(path: bytes, arguments: list[bytes], descriptors: list[int]) -> int:
+        return int(spawn(b"/bin/true", [b"true"], descriptors))
+
+    spawn = popen_spawn_posix.util.spawnv_passfds  # type: ignore[attr-defined]
+    monkeypatch.setattr(popen_spawn_posix.util, "spawnv_passfds", dies_at_once)  # type: ignore[attr-defined]
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    faults = {(0, position): "SIGSEGV" + " " * 100 for position in range(10_000)}
+    heard: list[object] = []
+    thread = threading.Thread(target=lambda: heard.append(Worker(Toy(tmp_path, faults=faults), 5).receive()), daemon=True)
+    thread.start()
+    thread.join(timeout=30)
+    assert heard == [Death("exit code 0")]
+    assert not list(tmp_path.glob("tokkit-task-*"))

@@ -270,6 +270,42 @@ def test_damaged_folders_are_told(tmp_path: Path) -> None:
         load_image_tokenizer(tmp_path / "absent")
 
 
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("quantizer", {"kind": "vq", "codebook_size": 2**30, "codebook_dim": 2**20}, "quantizer.codebook"),
+        ("architecture", {"z_channels": 2**62}, "these sizes"),
+        ("architecture", {"norm_eps": float("inf")}, "norm_eps"),
+        ("preprocessing", {"mean": [float("nan"), 0, 0]}, "finite"),
+        ("preprocessing", {"std": [1, 1, 0]}, "std not 0"),
+    ],
+)
+def test_a_configuration_that_claims_the_impossible_is_told(
+    tmp_path: Path, section: str, values: dict[str, object], message: str
+) -> None:
+    """Told, and before memory is taken for it."""
+    small().save(tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text())
+    described["config"][section] = values if "kind" in values else described["config"][section] | values
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    with pytest.raises(DataError, match=message):
+        load_image_tokenizer(tmp_path)
+
+
+def test_a_deep_configuration_is_told(tmp_path: Path) -> None:
+    small().save(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="not JSON"):
+        load_image_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["quantizer.temperature", "architecture.norm_eps", "preprocessing.std"])
+def test_overrides_without_end_are_told(key: str) -> None:
+    value = "[.inf, 1, 1]" if key.startswith("pre") else ".inf"
+    with pytest.raises(ConfigError, match="finite"):
+        configure("lfq-tiny", {key: value})
+
+
 def test_pickles_are_never_read(tmp_path: Path) -> None:
     tokenizer = small()
     tokenizer.save(tmp_path)

@@ -76,6 +76,11 @@ class CodebookWindow:
         return count_codes(codes, self.counts.shape[1], self.codebooks)
 
     @property
+    def batches(self) -> list[NDArray[np.integer]]:
+        """The batches that are counted, int32, oldest first: added to a new window they give the same figures."""
+        return list(self._batches)
+
+    @property
     def usage(self) -> float:
         """Share of the codes that occur in the window, 0 to 1."""
         return usage(self.counts)

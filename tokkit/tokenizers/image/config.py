@@ -5,6 +5,7 @@ Everything that changes codes is in here: network, quantizer and preprocessing. 
 
 from __future__ import annotations
 
+from math import isfinite
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
@@ -14,7 +15,7 @@ from tokkit.tokenizers.image.quantizer_config import QuantizerConfig
 
 
 class _Frozen(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class CnnArchitecture(_Frozen):
@@ -101,6 +102,13 @@ class ImageTokenizerConfig(_Frozen):
         size, factor = self.preprocessing.size, self.architecture.downsample
         if size % factor:
             raise ValueError(f"preprocessing.size {size} is no multiple of the downsampling factor {factor}")
+        return self
+
+    @model_validator(mode="after")
+    def _normalizable(self) -> ImageTokenizerConfig:
+        mean, std = self.preprocessing.mean, self.preprocessing.std
+        if not all(map(isfinite, (*mean, *std))) or 0 in std:
+            raise ValueError(f"preprocessing.mean {mean} and preprocessing.std {std} must be finite, std not 0")
         return self
 
     def identity(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ Levels = Annotated[tuple[Annotated[int, Field(ge=3)], ...], Field(min_length=1)]
 
 
 class _Quantizer(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     TRAINING: ClassVar[frozenset[str]] = frozenset()
 

@@ -51,14 +51,14 @@ def read_image_tokenizer(folder: str | Path, device: str | torch.device = "cpu")
     folder = Path(folder)
     described, config = _read_config(folder / CONFIG_FILE)
     weights = _read_weights(folder / WEIGHTS_FILE)
-    with torch.random.fork_rng(devices=[]):
-        tokenizer = ImageTokenizer(config)
-    _check_names(folder / WEIGHTS_FILE, tokenizer.weights(), weights)
+    _check_names(folder / WEIGHTS_FILE, _shapes(folder / CONFIG_FILE, config), weights)
     if fingerprint(config, weights) != described.get("fingerprint"):
         raise DataError(
             f"{folder}: {CONFIG_FILE} and {WEIGHTS_FILE} do not belong together or were altered: the fingerprint of both is "
             f"{fingerprint(config, weights)}, the one written down is {described.get('fingerprint')}"
         )
+    with torch.random.fork_rng(devices=[]):
+        tokenizer = ImageTokenizer(config)
     tokenizer.load_state_dict(weights, strict=False)  # names were compared above
     return tokenizer.to(device).eval().requires_grad_(False)
 
@@ -70,7 +70,7 @@ def _read_config(path: Path) -> tuple[dict[str, object], ImageTokenizerConfig]:
         described = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise DataError(f"{path.parent}: has no {CONFIG_FILE}, so it is no image tokenizer") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error})") from None
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         raise DataError(f"{path}: not the configuration of an image tokenizer (its format is not {FORMAT!r})")
@@ -81,6 +81,15 @@ def _read_config(path: Path) -> tuple[dict[str, object], ImageTokenizerConfig]:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise DataError(f"{path}: {problems}") from None
+
+
+def _shapes(path: Path, config: ImageTokenizerConfig) -> dict[str, Tensor]:
+    """The weights that a configuration asks for, without memory for them: it may claim any size."""
+    try:
+        with torch.device("meta"):
+            return ImageTokenizer(config).state_dict()
+    except (RuntimeError, OverflowError) as error:
+        raise DataError(f"{path}: no network can have these sizes ({str(error).splitlines()[0]})") from None
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

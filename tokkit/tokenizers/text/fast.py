@@ -63,11 +63,15 @@ class GigatokenTokenizer(HuggingFaceTokenizer):
             return super().encode_batch(texts)
         plain = [n for n, text in enumerate(texts) if is_plain_utf8(text)]
         rows: list[Ids | None] = [None] * len(texts)
-        for n, ids in zip(plain, _rows(self._fast.encode_batch([texts[n] for n in plain], parallel=False)), strict=True):
-            if self._is_clean(ids):
+        everything, offsets = _arrays(self._fast.encode_batch([texts[n] for n in plain], parallel=False))
+        clean = self._is_clean(everything)
+        for n, (first, stop) in zip(plain, pairwise(offsets), strict=True):
+            ids = everything[first:stop]
+            if clean or self._is_clean(ids):
                 rows[n] = ids
         slow = [n for n, row in enumerate(rows) if row is None or self._is_checked(texts[n])]
-        for n, ids in zip(slow, super().encode_batch([texts[n] for n in slow]), strict=True):
+        right = super().encode_batch([texts[n] for n in slow]) if slow else []
+        for n, ids in zip(slow, right, strict=True):
             found = rows[n]
             if found is not None and not np.array_equal(found, ids):
                 raise EngineMismatchError(_difference(self.path, texts[n], found, ids))
@@ -92,12 +96,10 @@ def _load(config: str, path: Path) -> Any:
         raise UsageError(f"--text-engine gigatoken does not know {path}: {error}; leave the option out") from None
 
 
-def _rows(found: Any) -> list[Ids]:
-    """Ids int32 of each text, from gigatoken's array of lists."""
+def _arrays(found: Any) -> tuple[Ids, list[int]]:
+    """Ids int32 of all texts one after another, and where each begins and the last ends, from gigatoken's array of lists."""
     layout = found.layout
-    offsets = np.asarray(layout.offsets)
-    content = np.asarray(layout.content.data).astype(np.int32)
-    return [content[a:b] for a, b in pairwise(offsets)]
+    return np.asarray(layout.content.data).astype(np.int32), np.asarray(layout.offsets).tolist()
 
 
 def _difference(path: Path, text: str, found: Ids, right: Ids) -> str:
