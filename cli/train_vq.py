@@ -80,7 +80,8 @@ def train_vq(
         }
         options.update({key: value for key, value in flags.items() if value is not None})
         if set_:
-            options["overrides"] = {**options.get("overrides", {}), **assignments(set_)}
+            given = options.get("overrides", {})
+            options["overrides"] = {**given, **assignments(set_)} if isinstance(given, dict) else given
         result = job(validated(TrainVQConfig, str(config or "tokkit train-vq"), options), run.progress)
         if run.emit(asdict(result)):
             return

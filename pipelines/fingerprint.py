@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 CODE_VERSION = 1
 
 NAME = "config.json"
+TEXT_ENGINES = ("gigatoken",)  # packages that may encode text in the library's place
 PACKAGES = ("numpy", "pillow", "pyarrow", "sentencepiece", "tokenizers", "torch", "vector-quantize-pytorch")
 
 

@@ -26,7 +26,7 @@ from tokkit.interleave import Layout
 from tokkit.pipelines.compare import Encoded, Tally
 from tokkit.pipelines.duplicates import recorded_duplicates
 from tokkit.pipelines.findings import Code, VerifyResult
-from tokkit.pipelines.fingerprint import differences, numeric_environment
+from tokkit.pipelines.fingerprint import TEXT_ENGINES, differences, numeric_environment
 from tokkit.pipelines.ledger import CommitRecord, Ledger
 from tokkit.pipelines.plan import PlannedUnit, share_out
 from tokkit.pipelines.prepare import SEMANTIC_OPTIONS, resolve_device
@@ -109,6 +109,7 @@ class Reencoder:
         self._options = _options(config, manifest, recorded[0])
         self._processor = self._load()
         now = numeric_environment(self._device, self._options.batch_size)
+        _leave_out_text_engine(now, manifest)
         self._numeric = fingerprint_of(now)
         self._differences = differences(manifest.numeric, now)
 
@@ -230,6 +231,13 @@ def _options(config: VerifyConfig, manifest: Manifest, batch_size: object) -> Sh
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(f"the recorded options cannot be read: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _leave_out_text_engine(now: dict[str, object], manifest: Manifest) -> None:
+    """A fast text engine has no part in pictures, and the text ids that it gave are held against its library's here."""
+    then, packages = manifest.numeric.get("packages"), now["packages"]
+    if isinstance(then, dict) and isinstance(packages, dict):
+        now["packages"] = packages | {name: then[name] for name in TEXT_ENGINES if name in then}
 
 
 def _tokenizer(config: VerifyConfig, kind: str) -> Path:

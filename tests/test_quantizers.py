@@ -316,7 +316,7 @@ def test_simvq_is_the_librarys() -> None:
         SimVqQuantizer(codebook_size=70_000, codebook_dim=16),
         LfqQuantizer(bits=18),
         LfqQuantizer(bits=18, spherical=True),
-        LfqQuantizer(bits=30),
+        LfqQuantizer(bits=24),
         FsqQuantizer(levels=(8, 8, 8, 8, 8, 8)),
     ],
     ids=lambda c: f"{c.kind}-{c.codebook_size}",
@@ -481,9 +481,9 @@ def test_entropy_by_groups_is_never_less_than_the_whole(bits: int, group: int, s
 
 
 def test_lfq_trains_with_as_many_codes_as_no_table_could_hold() -> None:
-    quantizer = LookupFreeQuantizer(LfqQuantizer(bits=30))
+    quantizer = LookupFreeQuantizer(LfqQuantizer(bits=24))
     quantizer.start_training(64)
-    features = torch.randn(1, 30, 8, 8, requires_grad=True)
+    features = torch.randn(1, 24, 8, 8, requires_grad=True)
     out = quantizer(features)
     sum(out.losses.values(), torch.zeros(())).backward()
     assert features.grad is not None
@@ -503,7 +503,7 @@ def test_lfq_trains_with_as_many_codes_as_no_table_could_hold() -> None:
         ({"kind": "vq", "codebook_dim": 1}, "rotation_trick needs"),
         ({"kind": "vq", "codebook_dim": 1, "rotation_trick": False}, "normalize needs"),
         ({"kind": "residual-vq", "normalize": True}, "Extra inputs"),
-        ({"kind": "lfq", "bits": 31}, "less than or equal to 30"),
+        ({"kind": "lfq", "bits": 25}, "less than or equal to 24"),
         ({"kind": "simvq", "decay": 0.5}, "Extra inputs"),
         ({"kind": "gumbel"}, "does not match any of the expected tags"),
     ],

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tokkit.errors import FingerprintMismatch, UsageError
 from tokkit.pipelines.progress import SilentProgress
 from tokkit.pipelines.shard import ShardConfig, shard
+from tokkit.pipelines.verify import VerifyConfig, verify
 from tokkit.tokenizers.text import HuggingFaceTokenizer, load_text_tokenizer
 from tokkit.tokenizers.text.fast import CHECKED_FIRST, EngineMismatchError, GigatokenTokenizer
 
@@ -155,3 +156,7 @@ def test_a_run_has_the_same_tokens_and_says_what_made_them(model: Path, tmp_path
     assert "gigatoken" in manifest["numeric"]["packages"]
     with pytest.raises(FingerprintMismatch, match="gigatoken"):
         run("gigatoken", "slow")
+    checked = verify(VerifyConfig(directory=tmp_path / "fast", reencode=20), SilentProgress())
+    assert checked.problems == []
+    assert checked.reencoded is not None
+    assert (checked.reencoded.exact, checked.reencoded.differences) == (20, [])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from tokkit.errors import ItemError
+from tokkit.errors import DataError, ItemError
 from tokkit.tokenizers.text import TextTokenizer, load_text_tokenizer
 
 CORPUS = ["The quick brown fox jumps over the lazy dog. <image> </s>", "def f(x):\n    return x\n", "日本語 шрифт"] * 20
@@ -239,3 +239,38 @@ def test_not_even_the_names_used_inside_yield_an_added_token(tmp_path: Path) -> 
         text = f"a \ufdd0{number}\ufdd1 b"
         assert not added_ids(library) & set(tokenizer.encode(text).tolist())
         assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def _hostile(kind: str) -> str:
+    config = json.loads(byte_level().to_str())
+    model = config["model"]
+    if kind == "deep":
+        return "[" * 5000 + "]" * 5000
+    if kind == "empty":
+        model["vocab"], model["merges"], config["added_tokens"] = {}, [], []
+    elif kind == "far-id":
+        model["vocab"]["zzfar"] = 2**31 - 1
+    elif kind == "added-far":
+        config["added_tokens"].append({**config["added_tokens"][0], "id": 5000, "content": "<far>"})
+    elif kind == "added-twice":
+        config["added_tokens"].append({**config["added_tokens"][0], "id": model["vocab"]["a"]})
+    elif kind == "prefix":
+        model["continuing_subword_prefix"] = "##"
+    return json.dumps(config)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("deep", "is not JSON"),
+        ("empty", "it has no tokens"),
+        ("far-id", "'zzfar' has the id 2147483647"),
+        ("added-far", "library gives it"),
+        ("added-twice", "library gives it|cannot be loaded"),
+        ("prefix", "cannot be loaded by the tokenizers library"),
+    ],
+)
+def test_hostile_files_are_an_error_and_no_traceback(tmp_path: Path, kind: str, message: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(_hostile(kind))
+    with pytest.raises(DataError, match=message):
+        load_text_tokenizer(tmp_path / "tokenizer.json")

@@ -362,6 +362,19 @@ def test_emu3s_layout_comes_back_and_no_damage_passes(kinds: list[Any], data: st
         assert encode(back, EMU3, LAYOUT)[0].tolist() == damaged
 
 
+def test_ids_that_would_fill_the_memory_and_keys_that_come_twice_are_refused(tmp_path: Path) -> None:
+    config = chameleon(codes=16)
+    config["added_tokens"].append({**config["added_tokens"][0], "id": 2**31 - 1, "content": "<far>"})
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(config))
+    with pytest.raises(DataError, match="'<far>' has the id 2147483647"):
+        released_vocabulary(path)
+    text = json.dumps(chameleon(codes=16, form="words"))
+    path.write_text(text.replace('"IMGIMGBZ":', '"IMGIMGBZ": 400, "IMGIMGBZ":', 1))
+    with pytest.raises(DataError, match="the key 'IMGIMGBZ' comes twice"):
+        released_vocabulary(path)
+
+
 @pytest.mark.parametrize(
     ("size", "codes", "position", "problem"),
     [

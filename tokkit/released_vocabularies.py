@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ import numpy as np
 
 from tokkit.errors import DataError
 from tokkit.interleave import ImageLayout
+from tokkit.tokenizers.text.base import check_highest
 from tokkit.vocabulary import Block, UnifiedVocabulary
 
 LISTED = 8  # of the gaps or names that a message lists
@@ -150,7 +152,7 @@ def released_vocabulary(path: Path) -> ReleasedVocabulary:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(path.read_bytes(), object_pairs_hook=_once)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -158,6 +160,15 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise DataError(f"{path} is not a Hugging Face tokenizer.json: it has no 'model'")
     return config
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON in which no key comes twice: which of the two was meant could not be known."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = Counter(key for key, _ in pairs)
+        raise ValueError(f"the key {next(key for key, count in keys.items() if count > 1)!r} comes twice")
+    return found
 
 
 def _token_names(config: Mapping[str, Any], path: Path) -> tuple[dict[str, int], dict[str, tuple[int, int]]]:
@@ -175,6 +186,7 @@ def _token_names(config: Mapping[str, Any], path: Path) -> tuple[dict[str, int],
         raise DataError(
             f"{path} is damaged: " + (f"the id of {wrong[0]!r} is {names[wrong[0]]!r}" if wrong else "it has no tokens")
         )
+    check_highest(names, path)
     return names, twice
 
 

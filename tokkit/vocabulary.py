@@ -174,6 +174,8 @@ class UnifiedVocabulary:
             for codebook, codes in enumerate(sizes):
                 blocks.append(Block(modality, codebook, codes, start=position))
                 position += codes
+        if position >= 1 << 31:
+            raise VocabularyError(f"{position:,} ids are more than int32 holds: use fewer or smaller codebooks")
         return cls(-(-position // multiple) * multiple, blocks, markers, origin="built")
 
     # ---- asking it

@@ -13,7 +13,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 # Codes are int32 everywhere, and vocabularies hold text and audio beside them.
-MAX_CODEBOOK = 2**30
+MAX_CODEBOOK = 2**24
 
 # Codes of one picture grow with it; nobody uses more.
 MAX_CODEBOOKS = 64
@@ -192,7 +192,7 @@ class LfqQuantizer(_Quantizer):
     )
 
     kind: Literal["lfq"] = "lfq"
-    bits: int = Field(default=12, ge=1, le=30)
+    bits: int = Field(default=12, ge=1, le=24)
     spherical: bool = False
     commitment_weight: float = Field(default=0.25, ge=0)
     entropy_weight: float = Field(default=0.1, ge=0)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from tokkit.errors import VocabularyError
+from tokkit.errors import DataError, VocabularyError
 
 Ids = np.ndarray
 
@@ -104,6 +104,15 @@ class TextTokenizer(ABC):
     def _passes_probes(self, extra: Sequence[str] = ()) -> bool:
         probes = [*PROBES, *extra, *(f"a {text} b" for text in extra)]
         return all(self.decode(ids) == probe for probe, ids in zip(probes, self.encode_batch(probes), strict=True))
+
+
+def check_highest(vocabulary: Mapping[str, int], path: Path) -> None:
+    """Raise DataError for a vocabulary without tokens, or of ids so high that tables by id would fill the memory."""
+    if not vocabulary:
+        raise DataError(f"{path} is damaged: it has no tokens")
+    name = max(vocabulary, key=lambda token: vocabulary[token])
+    if vocabulary[name] > 4 * len(vocabulary) + (1 << 20):
+        raise DataError(f"{path} is damaged: it has {len(vocabulary)} tokens, and {name!r} has the id {vocabulary[name]}")
 
 
 def is_plain_utf8(text: str) -> bool:

@@ -34,6 +34,7 @@ from tokkit.tokenizers.text.base import (
     SURROGATES,
     Ids,
     TextTokenizer,
+    check_highest,
     is_plain_utf8,
     licence_beside,
     text_of_bytes,
@@ -72,6 +73,8 @@ class HuggingFaceTokenizer(TextTokenizer):
         self._encoding = _for_encoding(config)
         self._encoder = _build(self._encoding, path)
         vocabulary = self._full.get_vocab(with_added_tokens=True)
+        check_highest(vocabulary, path)
+        _check_added(config["added_tokens"], self._full, path)
         self.vocab_size = max(vocabulary.values()) + 1
         self._forbidden = np.zeros(self.vocab_size, dtype=bool)
         self._forbidden[[n for n in self._added if not self._is_text(n)]] = True
@@ -131,7 +134,9 @@ class HuggingFaceTokenizer(TextTokenizer):
         rows = []
         try:
             encoded = self._encoder.encode_batch_fast(given, add_special_tokens=False)
-        except Exception as error:  # the library raises plain Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises plain Exception, and on its own faults a BaseException
             raise self._unencodable(str(error)) from None
         for n, found in enumerate(encoded):
             ids = np.asarray(self._encode_odd(texts[n]) if n in odd else found.ids, dtype=np.int32)
@@ -215,7 +220,7 @@ def _read(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}") from None
     if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
         raise DataError(f"{path} is not a Hugging Face tokenizer.json: it has no 'model'")
@@ -227,8 +232,21 @@ def _read(path: Path) -> dict[str, Any]:
 def _build(config: dict[str, Any], path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_str(json.dumps(config))
-    except Exception as error:  # the library raises plain Exception for whatever it does not understand
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises plain Exception, and on its own faults a BaseException
         raise DataError(f"{path} cannot be loaded by the tokenizers library: {error}") from None
+
+
+def _check_added(tokens: list[Any], loaded: Tokenizer, path: Path) -> None:
+    """Raise DataError where the library gives an added token another id than the file says: which was meant is not known."""
+    for token in tokens:
+        found = loaded.token_to_id(str(token["content"]))
+        if found != int(token["id"]):
+            raise DataError(
+                f"{path} is damaged: the added token {token['content']!r} has the id {token['id']} there, and the tokenizers "
+                f"library gives it {found}"
+            )
 
 
 def _is_blank(token: dict[str, Any]) -> bool:
