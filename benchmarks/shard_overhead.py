@@ -37,7 +37,7 @@ from tokkit.tokenizers.image.presets import configure
 SILENT = SilentProgress()
 BATCH = 16
 ENCODER = {
-    "architecture.channels": 64,
+    "architecture.channels": 32,
     "architecture.multipliers": [1, 2, 2, 4],
     "architecture.attention": [False, False, False, True],
 }
@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_corpus(options, folder / "corpus")
-        train_text(TrainTextConfig(inputs=(str(folder / "corpus"),), out=folder / "text.model", vocab_size=400), SILENT)
+        train_text(TrainTextConfig(inputs=(str(folder / "corpus"),), out=folder / "text.model", vocab_size=300), SILENT)
         torch.manual_seed(0)
         ImageTokenizer(configure("vq-f8-16k", ENCODER, options.resolution)).save(folder / "vq")
         tokenizer = load_image_tokenizer(folder / "vq")
