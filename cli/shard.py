@@ -80,6 +80,17 @@ def shard(
         int | None, typer.Option(help="Processes; default one a core. 0 works in this one, for debugging.")
     ] = None,
     device: Annotated[str | None, typer.Option(show_default="auto", help="auto, cpu, cuda or cuda:N.")] = None,
+    encoders: Annotated[
+        str | None,
+        typer.Option(
+            show_default="auto",
+            help="in-worker: each worker loads the image tokenizer; process: one process encodes for all workers; "
+            "auto: a process for a GPU, in the workers on a CPU.",
+        ),
+    ] = None,
+    queue_depth: Annotated[
+        int | None, typer.Option(show_default="2", help="Batches that a worker may have under way at an encoder process.")
+    ] = None,
     dedup: Annotated[
         list[str] | None,
         typer.Option(
@@ -160,6 +171,8 @@ def shard(
                 "shard_tokens": size(shard_tokens),
                 "workers": workers,
                 "device": device,
+                "encoders": encoders,
+                "queue_depth": queue_depth,
                 "dedup": dedup,
                 "near_distance": near_distance,
                 "dedup_memory": size(dedup_memory),

@@ -115,6 +115,12 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         f"{summary['documents']:,} documents, {summary['images']:,} pictures, {summary['tokens']:,} tokens in {seconds:.1f} s "
         f"with {summary['workers']} workers: {summary['tokens'] / seconds:,.0f} tokens/s, bound by {summary['bound_by']}"
     )
+    if "encoder" in summary:
+        encoder = summary["encoder"]
+        console.print(
+            f"the encoder process was busy {encoder['busy']:.0%} of the time, its queue {encoder['queue_fill']:.0%} full; "
+            f"the workers' encoding is the time that they waited for it"
+        )
     if "dedup" in summary:
         dedup = summary["dedup"]
         found = ", ".join(f"{count:,} by {kind}" for kind, count in dedup["duplicates"].items())

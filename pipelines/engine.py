@@ -22,7 +22,7 @@ from tokkit.errors import ResumableStop
 from tokkit.pipelines.plan import PlannedUnit
 from tokkit.pipelines.poison import Examiner
 from tokkit.pipelines.pool import Pool, Trouble, UnitQueue
-from tokkit.pipelines.task import Alone, Result, Sharing, UnitTask, UnitWork
+from tokkit.pipelines.task import Alone, Result, Service, Sharing, UnitTask, UnitWork
 from tokkit.pipelines.work import Report
 from tokkit.pipelines.worker import TRANSIENT, WorkerError, message_of, stop_if_full
 
@@ -41,6 +41,8 @@ def run_units(
     *,
     sharing: Sharing[Result] | None = None,
     stall_seconds: float = STALL_SECONDS,
+    service: Service | None = None,
+    alone: UnitTask[Result] | None = None,
 ) -> None:
     """Do all units; returns when every one is done.
 
@@ -51,6 +53,9 @@ def run_units(
         done: called with a unit and its result once it is done, here or elsewhere (a task that commits has committed by then).
         sharing: where other processes are at work on the same units.
         stall_seconds: a worker that says nothing of its progress for so long is taken to hang.
+        service: what the task needs beside its workers; it is closed once these are through.
+        alone: does the same as the task, without the service: for units that are put aside, so that it is their own process
+            which dies of them.
 
     Raises:
         ResumableStop: something outside of the data stood in the way; what is committed stays.
@@ -58,16 +63,19 @@ def run_units(
     """
     if not units:
         return
-    sharing = sharing or Alone()
+    sharing, alone = sharing or Alone(), alone or task
     queue = UnitQueue(units, sharing, done)
     undone: list[tuple[PlannedUnit, str]] = []
     if workers == 0:
-        undone = _run_here(task, queue, report)
+        undone = _run_here(alone, queue, report)
     else:
-        for trouble in Pool(task, min(workers, len(units)), queue, report, stall_seconds).run():
+        troubles = Pool(task, min(workers, len(units)), queue, report, stall_seconds, service).run()
+        if service is not None:
+            service.close()
+        for trouble in troubles:
             if queue.done_elsewhere(trouble.planned):
                 continue
-            outcome = Examiner(task, sharing, report, stall_seconds, trouble).settle()
+            outcome = Examiner(alone, sharing, report, stall_seconds, trouble).settle()
             if not isinstance(outcome, str):
                 queue.done(trouble.planned, outcome.result)
             elif not queue.done_elsewhere(trouble.planned):

@@ -87,7 +87,11 @@ class Meter:
         }
         if work.images:
             busy = work.seconds.get("encode", 0.0) / (elapsed * max(1, self._workers))
-            shown["images"] = f"{work.images:,} ({work.images / elapsed:,.0f}/s, encoding {busy:.0%} of the time)"
+            told = f"encoding {busy:.0%} of the time"
+            if work.encoder_batches:
+                busy, full = self._encoder(elapsed)
+                told = f"encoder busy {busy:.0%}, queue {full:.0%} full"
+            shown["images"] = f"{work.images:,} ({work.images / elapsed:,.0f}/s, {told})"
         for outcome in (Outcome.REJECTED, Outcome.FILTERED, Outcome.DUPLICATE, Outcome.FAILED_UPSTREAM):
             if self._counts[outcome] or outcome == Outcome.REJECTED:
                 shown[outcome.value.replace("_", " ")] = f"{self._counts[outcome]:,}"
@@ -95,8 +99,9 @@ class Meter:
 
     def _so_far(self) -> dict[str, object]:
         """What this run has done since it began, for ``run/metrics.jsonl``."""
-        return {
-            "seconds": round(time.monotonic() - self._begin, 3),
+        seconds = time.monotonic() - self._begin
+        entry = {
+            "seconds": round(seconds, 3),
             "documents": self._work.documents,
             "images": self._work.images,
             "tokens_by_kind": dict(sorted(self._work.kinds.items())),
@@ -104,10 +109,21 @@ class Meter:
             "outcomes": {str(k): n for k, n in sorted(self._counts.items())},
             "stage_seconds": {k: round(v, 3) for k, v in self._work.seconds.items()},
         }
+        if self._work.encoder_batches:
+            entry["encoder"] = self._encoder_entry(seconds)
+        return entry
 
     def _note(self, event: str, entry: dict[str, object]) -> None:
         self._file.write(json.dumps({"event": event, "time": round(time.time(), 3), **entry}) + "\n")
         self._file.flush()
+
+    def _encoder(self, seconds: float) -> tuple[float, float]:
+        """Share of the time that the encoder process was busy, and how full its queue was in the mean when it took a batch."""
+        return self._work.encoder_seconds / max(seconds, 1e-9), self._work.encoder_fill / self._work.encoder_batches
+
+    def _encoder_entry(self, seconds: float) -> dict[str, float]:
+        busy, full = self._encoder(seconds)
+        return {"batches": self._work.encoder_batches, "busy": round(busy, 4), "queue_fill": round(full, 4)}
 
     def elsewhere(self, planned: PlannedUnit) -> None:
         """A unit that another process has done: there is less to do here."""
@@ -157,6 +173,8 @@ class Meter:
             "stage_seconds": stages,
             "bound_by": busiest if stages[busiest] > 0 else None,
         }
+        if work.encoder_batches:
+            entry["encoder"] = self._encoder_entry(seconds)
         if trial is not None and work.bytes > 0:
             scale = float(str(trial["input_bytes"])) / work.bytes
             entry["estimated_hours"] = round(seconds * scale / 3600, 4)

@@ -15,7 +15,7 @@ from typing import Generic
 
 from tokkit.errors import ResumableStop
 from tokkit.pipelines.plan import PlannedUnit
-from tokkit.pipelines.task import Done, Mine, Result, Sharing, UnitTask
+from tokkit.pipelines.task import Done, Mine, Result, Service, Sharing, UnitTask
 from tokkit.pipelines.work import Report, Work
 from tokkit.pipelines.worker import Death, Do, Finished, Order, Ready, Worker, listen, raise_error
 
@@ -98,9 +98,15 @@ class Pool(Generic[Result]):
     """``count`` worker processes, kept up, and what each is at."""
 
     def __init__(
-        self, task: UnitTask[Result], count: int, queue: UnitQueue[Result], report: Report, stall_seconds: float
+        self,
+        task: UnitTask[Result],
+        count: int,
+        queue: UnitQueue[Result],
+        report: Report,
+        stall_seconds: float,
+        service: Service | None = None,
     ) -> None:
-        self._task, self._count, self._queue = task, count, queue
+        self._task, self._count, self._queue, self._service = task, count, queue, service
         self._report, self._stall_seconds = report, stall_seconds
         self._workers: list[Worker[Result]] = []
         self._deaths: defaultdict[int, list[Death]] = defaultdict(list)
@@ -111,6 +117,8 @@ class Pool(Generic[Result]):
         """Do the units; returns those that are put aside."""
         try:
             while True:
+                if self._service is not None:
+                    self._service.tend()
                 while len(self._workers) < self._count and len(self._queue):
                     self._workers.append(Worker(self._task, self._stall_seconds))
                 for worker in self._workers:

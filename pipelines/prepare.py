@@ -18,6 +18,7 @@ from tokkit.vocabulary import UnifiedVocabulary
 if TYPE_CHECKING:
     import torch
 
+    from tokkit.media.transforms import Preprocessing
     from tokkit.pipelines.shard import ShardConfig
     from tokkit.tokenizers.image.model import ImageTokenizer
     from tokkit.tokenizers.text import TextTokenizer
@@ -49,6 +50,7 @@ class Setup:
     semantic: dict[str, object]
     numeric: dict[str, object]
     device: str
+    preprocessing: Preprocessing | None  # of the image tokenizer
 
 
 def prepare(config: ShardConfig, resolved: ResolvedInputs) -> Setup:
@@ -82,7 +84,8 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs) -> Setup:
     }
     device = resolve_device(config.device)
     numeric = numeric_environment(device, config.batch_size, config.text_engine)
-    return Setup(vocabulary, layout, tokenizers, semantic, numeric, str(device))
+    preprocessing = image.config.preprocessing if image is not None else None
+    return Setup(vocabulary, layout, tokenizers, semantic, numeric, str(device), preprocessing)
 
 
 def _released(config: ShardConfig) -> ReleasedVocabulary | None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -25,6 +26,7 @@ from tokkit.media.images import ImageLimits
 from tokkit.packing.split import SplitPolicy
 from tokkit.pipelines.completion import Run, committed, complete, trial
 from tokkit.pipelines.dedup import DedupKind, DedupSummary, check_dedup, deduplicate, normal_kinds
+from tokkit.pipelines.encoder_service import EncoderService
 from tokkit.pipelines.engine import STALL_SECONDS, run_units
 from tokkit.pipelines.fingerprint import NAME as CONFIG
 from tokkit.pipelines.fingerprint import claim_directory
@@ -68,6 +70,9 @@ class ShardConfig(BaseModel):
         shard_tokens: tokens after which an output shard is closed.
         workers: processes; None takes one a core, 0 does the units in this one (for debugging: nothing outlives a crash).
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        encoders: ``in-worker``: each worker loads the image tokenizer; ``process``: one process does, and encodes for all;
+            ``auto``: a process for a GPU, the workers on a CPU (and where there are no worker processes).
+        queue_depth: batches that a worker may have under way at an encoder process.
         dedup: what to look for twins of (:mod:`tokkit.pipelines.dedup`); duplicates are left out and say of which.
         near_distance: bits of 64 in which the perceptual hashes of pictures that count as the same may differ.
         dedup_memory: bytes that grouping keeps to; what does not fit goes to files under ``run/``.
@@ -103,6 +108,8 @@ class ShardConfig(BaseModel):
     shard_tokens: int = Field(default=256 << 20, ge=1)
     workers: int | None = Field(default=None, ge=0, le=1024)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    encoders: Literal["auto", "in-worker", "process"] = "auto"
+    queue_depth: int = Field(default=2, ge=1, le=64)
     dedup: list[DedupKind] = Field(default_factory=list)
     near_distance: int = Field(default=4, ge=0, le=16)
     dedup_memory: int = Field(default=1 << 30, ge=1 << 20)
@@ -126,6 +133,13 @@ class ShardConfig(BaseModel):
         if info.data["vocabulary_from"] is None:
             raise ValueError("name one; only with --vocabulary-from it may be left out, since the model has its own")
         return info.data["vocabulary_from"]
+
+    @field_validator("encoders")
+    @classmethod
+    def _for_workers(cls, encoders: str, info: ValidationInfo) -> str:
+        if encoders == "process" and info.data.get("workers") == 0:
+            raise ValueError("--workers 0 does everything in one process, so no other can encode for it")
+        return encoders
 
     @field_validator("dedup")
     @classmethod
@@ -267,6 +281,27 @@ def _job_entry(config: ShardConfig) -> dict[str, object]:
 # ---- encoding
 
 
+@contextmanager
+def _encoder(run: Run, workers: int, meter: Meter) -> Iterator[EncoderService | None]:
+    """An encoder process for the workers, where the options ask for one."""
+    config, device = run.config, run.setup.device
+    wanted = config.encoders == "process" or (config.encoders == "auto" and device.startswith("cuda"))
+    if not wanted or config.image_tokenizer is None or workers == 0:
+        yield None
+        return
+    from tokkit.tokenizers.image import load_image_tokenizer
+
+    with EncoderService(
+        partial(load_image_tokenizer, config.image_tokenizer, device=device),
+        batch_size=config.batch_size,
+        depth=config.queue_depth,
+        workers=workers,
+        report=meter.report,
+        stall_seconds=config.stall_seconds,
+    ) as service:
+        yield service
+
+
 def _encode(run: Run) -> dict[str, object]:
     """Do the units that are not done, with whoever else is at work on them; returns this process's summary."""
     config, setup = run.config, run.setup
@@ -287,9 +322,18 @@ def _encode(run: Run) -> dict[str, object]:
         job = replace(job, duplicates=table)
     meter = Meter(config, run.progress, records, missing, workers)
     begin = time.monotonic()
-    with meter:
-        sharing = SharedUnits(run.ledger, run.leases, meter)
-        run_units(job, missing, workers, meter.report, meter.done, sharing=sharing, stall_seconds=config.stall_seconds)
+    with meter, _encoder(run, min(workers, len(missing)), meter) as service:
+        run_units(
+            job if service is None else replace(job, encoder=service.endpoint, preprocessing=setup.preprocessing),
+            missing,
+            workers,
+            meter.report,
+            meter.done,
+            sharing=SharedUnits(run.ledger, run.leases, meter),
+            stall_seconds=config.stall_seconds,
+            service=service,
+            alone=job,
+        )
     seconds = time.monotonic() - begin
     summary = meter.summary(seconds, workers, trial(config, [records[index] for index in sorted(records)]))
     if dedup is not None:

@@ -19,7 +19,8 @@ class UnitWork(Protocol[Result_co]):
         """Do a unit, from the beginning, but for the documents in ``planned.poison``.
 
         ``report`` is called now and then with the work done since the last call. It is also the sign of life: it must come from
-        progress, at least every few seconds, never from a clock.
+        progress, at least every few seconds, never from a clock; but while a :class:`Service` is waited for, which is itself
+        watched, a clock will do.
         """
 
 
@@ -28,6 +29,20 @@ class UnitTask(Protocol[Result_co]):
 
     def open(self) -> UnitWork[Result_co]:
         """Load what the work needs; called once in each process."""
+
+
+class Service(Protocol):
+    """A process beside the workers that their task needs, kept up by their parent."""
+
+    def tend(self) -> None:
+        """Look after it; called about every second while workers are at work.
+
+        Raises:
+            ResumableStop: it cannot be kept up.
+        """
+
+    def close(self) -> None:
+        """End it: no worker needs it any more."""
 
 
 @runtime_checkable

@@ -2,7 +2,8 @@
 
 Documents stream through in order. A picture is decoded and brought to the tokenizer's size as it is met, and waits in a batch
 of fixed shape that fills across documents; a document is written once all of its pictures have their codes. A batch that is not
-full is padded, so every batch the device sees has one shape, and what a picture becomes does not depend on its neighbours.
+full is padded, so every batch the device sees has one shape, and what a picture becomes does not depend on its neighbours. The
+tokenizer that encodes is this process's own, or an encoder process's that several share (:mod:`tokkit.pipelines.encoder`).
 
 Every document and every media item ends in the unit's :class:`~tokkit.pipelines.ledger.Tally` exactly once.
 """
@@ -12,8 +13,8 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -23,10 +24,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tokkit.documents import Document, Failure, Outcome, Text
-from tokkit.errors import BudgetExceeded, ItemError, TransientError
+from tokkit.errors import BudgetExceeded, ItemError
 from tokkit.failpoints import failpoint
 from tokkit.interleave import Layout, Part, Span, TextCodes, encode, order_segments
 from tokkit.pipelines.assembly import Pending, Slot, codes_of, join_texts, open_picture, verdict, with_document
+from tokkit.pipelines.batching import BatchEncoder, ImageBatcher, LocalEncoder
 from tokkit.pipelines.duplicates import DuplicateTable
 from tokkit.pipelines.ledger import CommitRecord, Ledger, SplitCounts, Tally, unit_entry
 from tokkit.pipelines.plan import PlannedUnit, check_unchanged
@@ -36,6 +38,8 @@ from tokkit.sources.base import Census, ContainerDamage, Source
 from tokkit.vocabulary import UnifiedVocabulary
 
 if TYPE_CHECKING:
+    from tokkit.media.transforms import Preprocessing
+    from tokkit.pipelines.encoder import Endpoint
     from tokkit.pipelines.shard import ShardConfig
     from tokkit.tokenizers.image.model import ImageTokenizer
     from tokkit.tokenizers.text import TextTokenizer
@@ -48,7 +52,12 @@ CRASHES = "crashes-process"  # the reason of a document that no process outlives
 
 @dataclass(frozen=True)
 class UnitJob:
-    """Everything a worker needs to do units; picklable, the tokenizers are loaded in the worker."""
+    """Everything a worker needs to do units; picklable, the tokenizers are loaded in the worker.
+
+    Attributes:
+        encoder: the encoder process that encodes pictures; None loads the image tokenizer in the worker.
+        preprocessing: the image tokenizer's, where the worker does not load it.
+    """
 
     config: ShardConfig
     sources: dict[str, Source]
@@ -57,6 +66,8 @@ class UnitJob:
     device: str
     numeric: str
     duplicates: DuplicateTable | None = None
+    encoder: Endpoint | None = None
+    preprocessing: Preprocessing | None = None
 
     def open(self) -> UnitProcessor:
         """Load the tokenizers."""
@@ -72,41 +83,6 @@ class _SplitTally:
     kinds: Counter[str] = field(default_factory=Counter)
 
 
-class ImageBatcher:
-    """Fills batches of one fixed shape and hands the codes back.
-
-    Args:
-        tokenizer: its ``encode`` takes uint8 [B, H, W, 3] and gives codes [B, h, w].
-        batch_size: B of every call; the last is padded with black pictures.
-    """
-
-    def __init__(self, tokenizer: ImageTokenizer, batch_size: int) -> None:
-        self._tokenizer, self._batch_size = tokenizer, batch_size
-        self._waiting: list[tuple[Slot, npt.NDArray[np.uint8]]] = []
-
-    def add(self, slot: Slot, pixels: npt.NDArray[np.uint8]) -> None:
-        """Queue a picture [H, W, 3]."""
-        self._waiting.append((slot, pixels))
-
-    def full(self) -> bool:
-        return len(self._waiting) >= self._batch_size
-
-    def run(self) -> int:
-        """Encode what waits, at most one batch; returns how many pictures."""
-        import torch
-
-        batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
-        if not batch:
-            return 0
-        try:
-            codes = self._tokenizer.encode_padded([picture for _, picture in batch], self._batch_size)
-        except torch.OutOfMemoryError as error:
-            raise TransientError(f"the device has no memory for a batch of {self._batch_size}: {error}") from error
-        for (slot, _), item in zip(batch, codes, strict=True):
-            slot.codes = item
-        return len(batch)
-
-
 class UnitProcessor:
     """Does units, one after another, in one process."""
 
@@ -120,18 +96,35 @@ class UnitProcessor:
         )
         self.duplicates = job.duplicates.open() if job.duplicates is not None else None
         self.image: ImageTokenizer | None = None
-        if job.config.image_tokenizer is not None:
+        self.preprocessing = job.preprocessing
+        if job.config.image_tokenizer is not None and job.encoder is None:
             from tokkit.tokenizers.image import load_image_tokenizer
 
             self.image = load_image_tokenizer(job.config.image_tokenizer, device=job.device)
+            self.preprocessing = self.image.config.preprocessing
+
+    def batcher(self, alive: Callable[[], None]) -> ImageBatcher | None:
+        """What encodes one unit's pictures, where there is an image tokenizer; ``alive`` is called while it waits."""
+        encoder: BatchEncoder
+        if self.job.encoder is not None:
+            from tokkit.pipelines.encoder_client import RemoteEncoder
+
+            encoder = RemoteEncoder(self.job.encoder, alive)
+        elif self.image is not None:
+            encoder = LocalEncoder(self.image, self.config.batch_size)
+        else:
+            return None
+        return ImageBatcher(encoder, self.config.batch_size)
 
     def process(self, planned: PlannedUnit, report: Report) -> CommitRecord:
         """Read a unit and commit it; calls ``report`` now and then with the work done since the last call."""
-        return _Attempt(self, planned, report).run()
+        with closing(_Attempt(self, planned, report)) as attempt:
+            return attempt.run()
 
     def probe(self, planned: PlannedUnit, report: Report, first: int, last: int) -> int:
         """Do everything but the commit to the documents at ``[first, last)`` of a unit; returns how many there were."""
-        return _Attempt(self, planned, report, range(first, last)).probe()
+        with closing(_Attempt(self, planned, report, range(first, last))) as attempt:
+            return attempt.probe()
 
 
 class _Attempt:
@@ -145,10 +138,15 @@ class _Attempt:
         self.source = self.job.sources[self.unit.source]
         self.tally = Tally(self.unit.source)
         self.pending: deque[Pending] = deque()
-        self.batcher = ImageBatcher(processor.image, self.config.batch_size) if processor.image else None
+        self.batcher = processor.batcher(self.alive)
         self.splits = {split: _SplitTally() for split in (("train", "val") if self.config.val_fraction else ("train",))}
         self.work, self.report, self.reported = Work(), report, time.monotonic()
-        self.rejected_in_a_row = self.found = 0
+        self.rejected_in_a_row = self.found = self.taken = 0
+
+    def close(self) -> None:
+        """Give up pictures that are still being encoded."""
+        if self.batcher is not None:
+            self.batcher.close()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -162,8 +160,7 @@ class _Attempt:
         check_unchanged(self.source, self.unit)
         with ShardWriter(self.processor.ledger.payloads, self.job.vocabulary.dtype, index=False) as self.writer:
             consumed = self.read()
-            while self.batcher is not None and self.encode_batch():
-                pass
+            self.encode_rest()
             self.drain(0)
             with self.stage("write"):
                 payload = self.writer.finish(prefix=f"{self.planned.index:05d}-")
@@ -183,8 +180,7 @@ class _Attempt:
         """Go through the motions with the documents of ``only``; what is written is removed."""
         with ShardWriter(self.processor.ledger.payloads, self.job.vocabulary.dtype, index=False) as self.writer:
             self.read()
-            while self.batcher is not None and self.encode_batch():
-                pass
+            self.encode_rest()
             self.drain(0)
         return self.found
 
@@ -276,21 +272,27 @@ class _Attempt:
         failpoint("take", document.locator)
         self.rejected_in_a_row = 0
         self.pending.append(Pending(document, segments))
+        self.taken += 1
         for slot, picture in pixels:
             assert self.batcher is not None
-            self.batcher.add(slot, picture)
+            self.batcher.add(self.taken, slot, picture)
             if self.batcher.full():
                 self.encode_batch()
-        if len(self.pending) >= PENDING_LIMIT and not self.pending[0].ready():
+        oldest = self.batcher.oldest if self.batcher is not None else None
+        if oldest is not None and self.taken - oldest >= PENDING_LIMIT - 1:
             self.encode_batch()  # a picture waits for a batch that the texts behind it will not fill
         if len(self.pending) >= TEXT_BATCH:
             self.drain(TEXT_BATCH)
+        if len(self.pending) >= PENDING_LIMIT:
+            self.drain(1)  # too few to be worth it, but they would be kept by a document behind them
+        while len(self.pending) >= PENDING_LIMIT and self.wait_for_codes():
+            self.drain(1)
 
     def decode(self, slot: Slot) -> npt.NDArray[np.uint8] | None:
         """The picture as the tokenizer takes it, or None with the slot's failure set."""
-        tokenizer = self.processor.image
-        picture = open_picture(slot, tokenizer is not None, self.config.image_limits)
-        return None if picture is None or tokenizer is None else tokenizer.config.preprocessing.apply(picture)
+        preprocessing = self.processor.preprocessing
+        picture = open_picture(slot, preprocessing is not None, self.config.image_limits)
+        return None if picture is None or preprocessing is None else preprocessing.apply(picture)
 
     def refuse(self, document: Document, failure: Failure) -> None:
         """Write down a document that is not committed, and mind the budgets."""
@@ -309,13 +311,28 @@ class _Attempt:
 
     # ---- encoding and writing
 
-    def encode_batch(self) -> int:
-        assert self.batcher is not None
+    def encode_batch(self) -> None:
+        """Have the pictures that wait encoded, at most a batch."""
+        if self.batcher is not None:
+            self.encoded(self.batcher.run)
+
+    def wait_for_codes(self) -> int:
+        """Wait for the oldest batch that is under way; returns how many pictures it had, 0 where there is none."""
+        return self.encoded(self.batcher.receive) if self.batcher is not None else 0
+
+    def encoded(self, step: Callable[[], int]) -> int:
         with self.stage("encode"):
-            count = self.batcher.run()
+            count = step()
         self.work.images += count
         self.alive()
         return count
+
+    def encode_rest(self) -> None:
+        """Have all pictures encoded that wait, and wait for their codes."""
+        while self.batcher is not None and self.batcher.oldest is not None:
+            self.encode_batch()
+        while self.wait_for_codes():
+            pass
 
     def drain(self, at_least: int) -> None:
         """Write the documents at the front of the queue whose pictures are all encoded, if these are ``at_least`` so many."""
@@ -413,8 +430,7 @@ def encode_again(
     attempt.writer = kept  # type: ignore[assignment]
     for document in documents:
         attempt.take(document, duplicates.get(document.locator, {}))
-    while attempt.batcher is not None and attempt.encode_batch():
-        pass
+    attempt.encode_rest()
     attempt.drain(0)
     lines = [json.loads(line) for line in attempt.tally.lines]
     return kept.documents, {e["locator"]: f"{e['reason']}: {e['message']}" for e in lines if e["level"] == "document"}

@@ -19,6 +19,9 @@ class Work:
     bytes: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
     at: str = ""  # locator of the document read last
+    encoder_seconds: float = 0.0  # that an encoder process was busy
+    encoder_batches: int = 0
+    encoder_fill: float = 0.0  # how full its queue was (0 to 1) when each of these was taken, summed up
 
     @property
     def tokens(self) -> int:
@@ -36,6 +39,9 @@ class Work:
         self.images += other.images
         self.kinds.update(other.kinds)
         self.bytes += other.bytes
+        self.encoder_seconds += other.encoder_seconds
+        self.encoder_batches += other.encoder_batches
+        self.encoder_fill += other.encoder_fill
         for stage, seconds in other.seconds.items():
             self.spend(stage, seconds)
 

@@ -126,7 +126,7 @@ def _work(task_file: str, connection: Connection, parent: int) -> None:
     except (EOFError, ConnectionError, KeyboardInterrupt):  # the parent is gone
         return
     except TokkitError as error:
-        connection.send(Failed(False, _picklable(error), str(error)))
+        connection.send(Failed(False, picklable(error), str(error)))
     except BaseException:
         connection.send(Failed(False, None, traceback.format_exc()))
 
@@ -151,7 +151,8 @@ def message_of(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _picklable(error: TokkitError) -> TokkitError:
+def picklable(error: TokkitError) -> TokkitError:
+    """An error that can go over a pipe."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
@@ -180,7 +181,7 @@ class Worker(Generic[Result]):
         with os.fdopen(descriptor, "wb") as file:
             pickle.dump(task, file)
         self._process = context.Process(target=_work, args=(self._task_file, theirs, os.getpid()), daemon=True)
-        with _no_interrupts():
+        with no_interrupts():
             self._process.start()
         theirs.close()
         self.order: Order | None = None
@@ -228,13 +229,7 @@ class Worker(Generic[Result]):
         self._remove_task_file()
         self._process.join()
         self.connection.close()
-        code = self._process.exitcode or 0
-        if code >= 0:
-            return Death(f"exit code {code}")
-        try:
-            return Death(signal.Signals(-code).name)
-        except ValueError:  # a real-time signal
-            return Death(f"signal {-code}")
+        return death_of(self._process.exitcode or 0)
 
     def leave(self) -> None:
         """Ask it to leave, if it waits for an order; else have it stop at once."""
@@ -256,8 +251,18 @@ class Worker(Generic[Result]):
             self._process.join()
 
 
+def death_of(code: int) -> Death:
+    """What a process died of, by its exit code (that of a signal is negative)."""
+    if code >= 0:
+        return Death(f"exit code {code}")
+    try:
+        return Death(signal.Signals(-code).name)
+    except ValueError:  # a real-time signal
+        return Death(f"signal {-code}")
+
+
 @contextmanager
-def _no_interrupts() -> Iterator[None]:
+def no_interrupts() -> Iterator[None]:
     """Ctrl-C reaches the whole process group: workers inherit that they ignore it, their parent ends them."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,0 +1,223 @@
+"""An encoder process: it loads an image tokenizer once and encodes whole batches for several workers, on one device.
+
+Workers connect to its socket (:mod:`tokkit.pipelines.encoder_client`), its parent keeps it up
+(:mod:`tokkit.pipelines.encoder_service`). A connection carries, from the worker, a :class:`Batch` and the pixels, uint8
+``[n, H, W, 3]``, as raw bytes; back come, in the same order, :class:`Coded` and the codes, int32, as raw bytes, or
+:class:`NotCoded`. A batch of fewer than ``batch_size`` pictures is padded here (``ImageTokenizer.encode_padded``).
+
+Each connection has a thread that reads and one that writes, so that the encoder waits for no worker: a worker that is busy or
+suspended holds up only itself. What is read ahead is bounded by what workers may have under way (``Endpoint.depth`` batches a
+unit); it must always be read, else a worker that sends and an encoder that answers could wait for one another.
+
+What the encoder is at is in memory that it shares with its parent (:class:`State`), and so survives it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, Listener
+from pathlib import Path
+from queue import Empty, Queue, SimpleQueue
+
+import numpy as np
+
+from tokkit.errors import TokkitError
+from tokkit.failpoints import failpoint
+from tokkit.pipelines.batching import Codes, Encodes, Pixels, no_memory, out_of_memory
+from tokkit.pipelines.worker import Failed, Ready, message_of, picklable
+
+LOST = (EOFError, OSError, AuthenticationError)  # what a connection whose other end is gone raises
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where an encoder process is found, and how to deal with it; picklable.
+
+    Attributes:
+        path: of its socket.
+        authkey: shared secret.
+        depth: batches that a worker may have under way.
+        patience: seconds without any answer after which a worker gives up.
+    """
+
+    path: str
+    authkey: bytes = field(repr=False)
+    depth: int
+    patience: float
+
+
+class State(ctypes.Structure):
+    """Shared with the parent.
+
+    ``turned``: monotonic time of the last turn of the encoder's loop, at least one a second but for the length of a batch.
+    ``busy``: seconds spent encoding. ``batches``: encoded so far. ``fill``: for each of these, batches that were there when it
+    was taken by those that might have been, summed up. ``ticket``: of the batch that is being encoded, or 0.
+    """
+
+    _fields_ = (
+        ("turned", ctypes.c_double),
+        ("busy", ctypes.c_double),
+        ("fill", ctypes.c_double),
+        ("batches", ctypes.c_longlong),
+        ("ticket", ctypes.c_longlong),
+    )
+
+
+# ---- what goes over a connection
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Pixels of this shape follow; ``ticket`` names the batch, also where it is sent again."""
+
+    ticket: int
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """Codes of this shape follow."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NotCoded:
+    """An error; one that is not transient is a fault in the program, and ``message`` its traceback."""
+
+    transient: bool
+    message: str
+
+
+Reply = tuple[Coded | NotCoded, Codes | None]
+
+
+# ---- in the process
+
+
+class _Client:
+    """A worker's connection."""
+
+    def __init__(self, connection: Connection, inbox: Queue[tuple[_Client, int, Pixels | None]]) -> None:
+        self._connection, self._inbox = connection, inbox
+        self.outbox: SimpleQueue[Reply | None] = SimpleQueue()
+        self.gone = False
+        for work in (self._read, self._write):
+            threading.Thread(target=work, daemon=True).start()
+
+    def _read(self) -> None:
+        try:
+            while True:
+                batch: Batch = self._connection.recv()
+                pixels = np.frombuffer(self._connection.recv_bytes(), dtype=np.uint8).reshape(batch.shape)
+                self._inbox.put((self, batch.ticket, pixels))
+        except LOST:
+            self.gone = True
+            self._inbox.put((self, 0, None))
+
+    def _write(self) -> None:
+        with suppress(*LOST):
+            while (reply := self.outbox.get()) is not None:
+                message, codes = reply
+                self._connection.send(message)
+                if codes is not None:
+                    self._connection.send_bytes(np.ascontiguousarray(codes, dtype=np.int32).data.cast("B"))
+        self._connection.close()
+
+
+def serve(
+    load: Callable[[], Encodes],
+    endpoint: Endpoint,
+    batch_size: int,
+    refused: Mapping[int, str],
+    state: State,
+    connection: Connection,
+    parent: int,
+) -> None:
+    """An encoder's life: load, say so, encode what comes; it is ended by its parent, or leaves when that is gone.
+
+    Args:
+        load: gives the tokenizer.
+        refused: tickets of batches that are not to be tried again, and why.
+        connection: to the parent: :class:`Ready`, or an error.
+        parent: its process id.
+    """
+    threading.Thread(target=_leave_with, args=(parent, Path(endpoint.path).parent), daemon=True).start()
+    os.environ["OMP_NUM_THREADS"] = "1"  # as in a worker: codes are to be the same
+    try:
+        tokenizer = load()
+        if "torch" in sys.modules:
+            sys.modules["torch"].set_num_threads(1)
+        listener = Listener(endpoint.path, "AF_UNIX", backlog=128, authkey=endpoint.authkey)
+        inbox: Queue[tuple[_Client, int, Pixels | None]] = Queue()
+        clients: set[_Client] = set()
+        threading.Thread(target=_accept, args=(listener, inbox, clients), daemon=True).start()
+        state.turned = time.monotonic()
+        connection.send(Ready())
+        while True:
+            state.turned = time.monotonic()
+            try:
+                client, ticket, pixels = inbox.get(timeout=0.5)
+            except Empty:
+                continue
+            if pixels is None:
+                clients.discard(client)
+                client.outbox.put(None)
+            elif ticket in refused:
+                client.outbox.put((NotCoded(True, refused[ticket]), None))
+            elif not client.gone:
+                there = inbox.qsize() + 1
+                state.ticket = ticket
+                client.outbox.put(_encode(tokenizer, pixels, batch_size, state))
+                state.fill += min(1.0, there / (max(1, len(clients)) * endpoint.depth))
+                state.batches += 1
+                state.ticket = 0
+    except TokkitError as error:
+        connection.send(Failed(False, picklable(error), str(error)))
+    except (OSError, MemoryError) as error:
+        connection.send(Failed(True, None, message_of(error)))
+    except BaseException as error:
+        transient = out_of_memory(error)
+        connection.send(Failed(transient, None, message_of(error) if transient else traceback.format_exc()))
+
+
+def _encode(tokenizer: Encodes, pixels: Pixels, batch_size: int, state: State) -> Reply:
+    begin = time.monotonic()
+    try:
+        failpoint("encode")
+        codes = tokenizer.encode_padded(list(pixels), batch_size)
+        return Coded(codes.shape), codes
+    except Exception as error:
+        if isinstance(error, OSError | MemoryError):
+            return NotCoded(True, message_of(error)), None
+        if out_of_memory(error):
+            return NotCoded(True, no_memory(batch_size, error)), None
+        return NotCoded(False, traceback.format_exc()), None
+    finally:
+        state.busy += time.monotonic() - begin
+
+
+def _accept(listener: Listener, inbox: Queue[tuple[_Client, int, Pixels | None]], clients: set[_Client]) -> None:
+    while True:
+        try:
+            clients.add(_Client(listener.accept(), inbox))
+        except LOST:  # a worker that went while it introduced itself
+            time.sleep(0.01)
+
+
+def _leave_with(parent: int, folder: Path) -> None:
+    """Leave when the parent is gone, with the socket, which it cannot remove any more."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)
