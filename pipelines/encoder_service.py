@@ -22,7 +22,7 @@ from tokkit.errors import ResumableStop
 from tokkit.pipelines.batching import Encodes
 from tokkit.pipelines.encoder import Endpoint, State, serve
 from tokkit.pipelines.work import Report, Work
-from tokkit.pipelines.worker import LOADING_SECONDS, Death, Failed, Ready, death_of, no_interrupts, raise_error
+from tokkit.pipelines.worker import LOADING_SECONDS, Death, Failed, Ready, death_of, raise_error, start
 
 DEATHS_OF_A_BATCH = 2  # then it is refused
 REFUSED = 256  # batches that are remembered: a batch that was refused is not sent again
@@ -89,8 +89,7 @@ class EncoderService:
             args=(self._load, self.endpoint, self._batch_size, self._refused, self._state, theirs, os.getpid()),
             daemon=True,
         )
-        with no_interrupts():
-            self._process.start()
+        start(self._process)
         theirs.close()
 
     def tend(self) -> None:

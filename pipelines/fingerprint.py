@@ -13,10 +13,10 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from tokkit.errors import FingerprintMismatch, UsageError
-from tokkit.storage import create_if_absent, fingerprint_of, pretty_json, read_json
+from tokkit.errors import DataError, FingerprintMismatch, UsageError
+from tokkit.storage import create_if_absent, fingerprint_of, is_attempt, pretty_json, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ def claim_directory(out: Path, semantic: Mapping[str, object], numeric: Mapping[
     """
     path = out / NAME
     if not path.exists():
-        if out.exists() and (not out.is_dir() or any(p.name != "run" for p in out.iterdir())):
+        if out.exists() and (not out.is_dir() or any(p.name != "run" and not is_attempt(p) for p in out.iterdir())):
             raise UsageError(f"{out} is not empty and holds no tokkit output; name another --out")
         (out / "run").mkdir(parents=True, exist_ok=True)
         entry = {
@@ -74,16 +74,25 @@ def claim_directory(out: Path, semantic: Mapping[str, object], numeric: Mapping[
         }
         if create_if_absent(path, pretty_json(entry)):
             return True
-    entry = read_json(path)
+    before = claimed(path)
     for kind, now in (("semantic", semantic), ("numeric", numeric)):
-        if entry[f"{kind}_fingerprint"] != fingerprint_of(now):
-            listed = "\n".join(f"  - {line}" for line in differences(entry[kind], now))
+        if before[f"{kind}_fingerprint"] != fingerprint_of(now):
+            listed = "\n".join(f"  - {line}" for line in differences(before[kind], now))
             about = "configuration" if kind == "semantic" else "numeric environment"
             raise FingerprintMismatch(
                 f"{out} was made with another {about}; mixing the two would not be one data set:\n{listed}\n"
                 f"run with the same as before, or write to another --out"
             )
     return False
+
+
+def claimed(path: Path) -> dict[str, Any]:
+    """What a directory's ``config.json`` says of the run that it belongs to; DataError where it is none."""
+    entry = read_json(path)
+    needed = {f"{kind}{what}" for kind in ("semantic", "numeric") for what in ("", "_fingerprint")}
+    if not isinstance(entry, dict) or not needed <= entry.keys():
+        raise DataError(f"{path} is damaged: it does not say which run the directory belongs to")
+    return entry
 
 
 def differences(before: Mapping[str, object], after: Mapping[str, object], prefix: str = "") -> list[str]:

@@ -130,9 +130,9 @@ def _inputs(sources: Sequence[Source]) -> list[dict[str, object]]:
 def _check_inputs(path: Path, now: list[dict[str, object]]) -> None:
     try:
         then = [json.loads(line) for line in path.read_text().splitlines()]
-    except (OSError, ValueError) as error:
+        before = {(e["source"], e["name"]): {"size": e["size"], "mtime_ns": e["mtime_ns"]} for e in then}
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}); remove the output directory to start over") from None
-    before = {(e["source"], e["name"]): e for e in then}
     after = {(e["source"], e["name"]): e for e in now}
     problems = [f"gone: {source}/{name}" for source, name in before if (source, name) not in after]
     problems += [f"new: {source}/{name}" for source, name in after if (source, name) not in before]

@@ -29,7 +29,7 @@ from tokkit.pipelines.dedup import DedupKind, DedupSummary, check_dedup, dedupli
 from tokkit.pipelines.encoder_service import EncoderService
 from tokkit.pipelines.engine import STALL_SECONDS, run_units
 from tokkit.pipelines.fingerprint import NAME as CONFIG
-from tokkit.pipelines.fingerprint import claim_directory
+from tokkit.pipelines.fingerprint import claim_directory, claimed
 from tokkit.pipelines.inputs import announce_ignored
 from tokkit.pipelines.leases import Leases
 from tokkit.pipelines.ledger import Ledger
@@ -41,7 +41,7 @@ from tokkit.pipelines.sharing import SharedUnits
 from tokkit.pipelines.unit import UnitJob
 from tokkit.shards.manifest import Manifest, load_manifest
 from tokkit.sources.resolve import ResolvedInputs, absolute_input, resolve_inputs
-from tokkit.storage import fingerprint_of, pretty_json, read_json, write_atomic
+from tokkit.storage import fingerprint_of, pretty_json, write_atomic
 
 if TYPE_CHECKING:
     from tokkit.pipelines.pack import SplitResult
@@ -234,12 +234,12 @@ def opened(config: ShardConfig, progress: Progress, *, recorded: bool = False) -
     resolved = resolve_inputs(config.inputs)
     setup = prepare(config, resolved)
     if recorded:
-        setup = replace(setup, numeric=read_json(config.out / CONFIG)["numeric"])
+        setup = replace(setup, numeric=claimed(config.out / CONFIG)["numeric"])
     try:
-        claim_directory(config.out, setup.semantic, setup.numeric)
-    except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"{config.out} cannot be written to: {error.strerror}") from None
-    try:
+        try:
+            claim_directory(config.out, setup.semantic, setup.numeric)
+        except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
+            raise UsageError(f"{config.out} cannot be written to: {error.strerror}") from None
         with Leases(config.out / "run" / "leases", config.lease_seconds) as leases:
             yield _planned(config, setup, resolved, leases, progress, recorded=recorded)
     except OSError as error:

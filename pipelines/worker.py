@@ -20,13 +20,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import mkstemp
 from typing import Generic
 
 from tokkit.errors import ResumableStop, TokkitError, TransientError
 from tokkit.pipelines.plan import PlannedUnit
-from tokkit.pipelines.task import ProbingWork, Result, UnitTask
+from tokkit.pipelines.task import ProbingWork, Result, UnitTask, UnitWork
 from tokkit.pipelines.work import Report, Work
 
 TRANSIENT = (TransientError, OSError, MemoryError)
@@ -108,27 +109,61 @@ def _work(task_file: str, connection: Connection, parent: int) -> None:
     try:
         task = pickle.loads(Path(task_file).read_bytes())
         Path(task_file).unlink(missing_ok=True)
-        work = task.open()
+        work = _opened(task)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
-        connection.send(Ready())
-        while (order := connection.recv()) is not None:
-            try:
-                if isinstance(order, Do):
-                    connection.send(Finished(work.process(order.planned, connection.send)))
-                elif isinstance(work, ProbingWork):
-                    connection.send(Finished(work.probe(order.planned, connection.send, order.first, order.last)))
-                else:
-                    connection.send(Failed(True, None, "this kind of work cannot be tried document by document"))
-            except TRANSIENT as error:
-                stop_if_full(error)
-                connection.send(Failed(True, None, message_of(error)))
-    except (EOFError, ConnectionError, KeyboardInterrupt):  # the parent is gone
+        _tell(connection, Ready())
+        while (order := _hear(connection)) is not None:
+            _tell(connection, _carried_out(work, order, lambda amounts: _tell(connection, amounts)))
+    except (_ParentIsGoneError, KeyboardInterrupt):
         return
     except TokkitError as error:
         connection.send(Failed(False, picklable(error), str(error)))
     except BaseException:
         connection.send(Failed(False, None, traceback.format_exc()))
+
+
+class _ParentIsGoneError(Exception):
+    """The pipe is closed. An error of its own: an EOFError or a ConnectionError may as well be the work's."""
+
+
+def _hear(connection: Connection) -> Order | None:
+    try:
+        order: Order | None = connection.recv()
+    except (EOFError, ConnectionError):
+        raise _ParentIsGoneError from None
+    return order
+
+
+def _tell(connection: Connection, message: object) -> None:
+    try:
+        connection.send(message)
+    except ConnectionError:
+        raise _ParentIsGoneError from None
+
+
+def _opened(task: UnitTask[Result]) -> UnitWork[Result]:
+    """Load what the task needs; what stands in the way of that from outside stops the run resumable."""
+    try:
+        return task.open()
+    except TRANSIENT as error:
+        stop_if_full(error)
+        raise ResumableStop(
+            f"a worker cannot load what it needs: {message_of(error)}; what is committed is safe, run the same command again "
+            f"when the cause is gone"
+        ) from error
+
+
+def _carried_out(work: UnitWork[Result], order: Order, report: Report) -> Finished[Result] | Finished[int] | Failed:
+    try:
+        if isinstance(order, Do):
+            return Finished(work.process(order.planned, report))
+        if isinstance(work, ProbingWork):
+            return Finished(work.probe(order.planned, report, order.first, order.last))
+    except TRANSIENT as error:
+        stop_if_full(error)
+        return Failed(True, None, message_of(error))
+    return Failed(True, None, "this kind of work cannot be tried document by document")
 
 
 def _watch(parent: int) -> None:
@@ -181,8 +216,7 @@ class Worker(Generic[Result]):
         with os.fdopen(descriptor, "wb") as file:
             pickle.dump(task, file)
         self._process = context.Process(target=_work, args=(self._task_file, theirs, os.getpid()), daemon=True)
-        with no_interrupts():
-            self._process.start()
+        start(self._process)
         theirs.close()
         self.order: Order | None = None
         self.ready = False
@@ -272,6 +306,20 @@ def no_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, previous)
+
+
+def start(process: BaseProcess) -> None:
+    """Start a process that ignores Ctrl-C, without this one's arguments.
+
+    multiprocessing writes these too into the pipe that it holds both ends of (see :class:`Worker`), and they may be the names
+    of thousands of files.
+    """
+    arguments, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        with no_interrupts():
+            process.start()
+    finally:
+        sys.argv = arguments
 
 
 def listen(workers: Sequence[Worker[Result]], seconds: float) -> list[Worker[Result]]:

@@ -16,7 +16,7 @@ from engine_tasks import Memory, Toy, Unwilling, units
 from tokkit.errors import ResumableStop
 from tokkit.pipelines.engine import run_units
 from tokkit.pipelines.plan import PlannedUnit, Poison
-from tokkit.pipelines.worker import Death, Worker, listen
+from tokkit.pipelines.worker import Death, Worker, WorkerError, listen
 
 
 def run(task: object, count: int, workers: int = 2, **options: object) -> dict[int, list[int]]:
@@ -216,3 +216,33 @@ def test_a_worker_that_dies_before_it_has_read_its_task_is_noticed(tmp_path: Pat
     thread.join(timeout=30)
     assert heard == [Death("exit code 0")]
     assert not list(tmp_path.glob("tokkit-task-*"))
+
+
+def test_an_eof_error_of_the_work_is_a_fault_of_the_program_and_no_poison(tmp_path: Path) -> None:
+    """It must not be taken for the end of the pipe: the worker would leave, and the document be blamed."""
+    memory = Memory()
+    with pytest.raises(WorkerError, match="EOFError: Compressed file ended"):
+        run(Toy(tmp_path, faults={(0, 7): "eoferror"}), 2, sharing=memory)
+    assert not memory.poison
+
+
+def test_an_io_error_while_a_worker_loads_leaves_the_run_resumable(tmp_path: Path) -> None:
+    with pytest.raises(ResumableStop, match=r"cannot load what it needs: .*Input/output error"):
+        run(Toy(tmp_path, loading="oserror"), 2)
+
+
+def test_a_long_command_line_does_not_hold_up_a_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from multiprocessing import popen_spawn_posix
+
+    def dies_at_once(path: bytes, arguments: list[bytes], descriptors: list[int]) -> int:
+        return int(spawn(b"/bin/true", [b"true"], descriptors))
+
+    spawn = popen_spawn_posix.util.spawnv_passfds  # type: ignore[attr-defined]
+    monkeypatch.setattr(popen_spawn_posix.util, "spawnv_passfds", dies_at_once)  # type: ignore[attr-defined]
+    monkeypatch.setattr(sys, "argv", ["tokkit", "shard", *(f"corpus/{n:060d}.tar" for n in range(5000))])
+    heard: list[object] = []
+    thread = threading.Thread(target=lambda: heard.append(Worker(Toy(tmp_path), 5).receive()), daemon=True)
+    thread.start()
+    thread.join(timeout=30)
+    assert heard == [Death("exit code 0")]
+    assert len(sys.argv) == 5002

@@ -14,12 +14,12 @@ import pytest
 from shard_corpus import Corpus, snapshot, write_corpus, write_tokenizers
 from sources_helpers import tar_bytes
 
-from tokkit.errors import BudgetExceeded, ConfigError, FingerprintMismatch, ResumableStop, UsageError
+from tokkit.errors import BudgetExceeded, ConfigError, DataError, FingerprintMismatch, ResumableStop, UsageError
 from tokkit.pipelines import unit
 from tokkit.pipelines.progress import LineProgress, SilentProgress
 from tokkit.pipelines.shard import ShardConfig, ShardResult, shard
 from tokkit.pipelines.verify import VerifyConfig, verify
-from tokkit.storage import pretty_json, sha256_file
+from tokkit.storage import attempt_name, is_attempt, pretty_json, sha256_file
 
 SILENT = SilentProgress()
 
@@ -258,3 +258,25 @@ def test_packing_plans_are_looked_at(finished: Path) -> None:
     assert "documents that are not there" in problems(finished, checksums=False)
     shutil.rmtree(plan.parent / "val")
     assert "no plan of split val" in problems(finished, checksums=False)
+
+
+@pytest.mark.parametrize("name", ["config.json", "run/inputs.jsonl"])
+def test_state_of_another_shape_is_an_error(world: World, texts: Path, tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(BudgetExceeded):
+        world.run(out, texts, strict=True)
+    (out / name).write_text("{}")
+    with pytest.raises(DataError, match="is damaged"):
+        world.run(out, texts, strict=True)
+
+
+def test_what_a_kill_in_the_first_step_leaves_is_no_stranger(world: World, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "run").mkdir(parents=True)
+    attempt_name(out / "config.json").write_text('{"format": "tok')
+    world.run(out, texts)
+    assert not [path.name for path in out.iterdir() if is_attempt(path)]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is not empty"):
+        world.run(tmp_path / "mine", texts)
