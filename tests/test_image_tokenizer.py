@@ -273,7 +273,7 @@ def test_damaged_folders_are_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
-        ("quantizer", {"kind": "vq", "codebook_size": 2**30, "codebook_dim": 2**20}, "quantizer.codebook"),
+        ("quantizer", {"kind": "vq", "codebook_size": 2**24, "codebook_dim": 2**20}, "quantizer.codebook"),
         ("architecture", {"z_channels": 2**62}, "these sizes"),
         ("architecture", {"norm_eps": float("inf")}, "norm_eps"),
         ("preprocessing", {"mean": [float("nan"), 0, 0]}, "finite"),
