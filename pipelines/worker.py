@@ -296,7 +296,7 @@ def death_of(code: int) -> Death:
 
 
 @contextmanager
-def no_interrupts() -> Iterator[None]:
+def _no_interrupts() -> Iterator[None]:
     """Ctrl-C reaches the whole process group: workers inherit that they ignore it, their parent ends them."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -316,7 +316,7 @@ def start(process: BaseProcess) -> None:
     """
     arguments, sys.argv = sys.argv, sys.argv[:1]
     try:
-        with no_interrupts():
+        with _no_interrupts():
             process.start()
     finally:
         sys.argv = arguments
