@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
@@ -13,7 +14,7 @@ from tokkit.media.images import ImageLimits, decode_image
 from tokkit.vocabulary import Ids
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Slot:
     """A media item on its way: codes once they are known, or the failure that stands in their place."""
 
@@ -22,15 +23,20 @@ class Slot:
     codes: Ids | None = None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Pending:
-    """A document whose pictures are being encoded."""
+    """A document whose pictures are being encoded, if it has any."""
 
     document: Document
-    segments: list[Text | Slot]
+    segments: Sequence[Text | Slot]
+    slots: Sequence[Slot] = ()
 
     def ready(self) -> bool:
-        return all(not isinstance(s, Slot) or s.failure is not None or s.codes is not None for s in self.segments)
+        return not self.slots or all(slot.failure is not None or slot.codes is not None for slot in self.slots)
+
+    @property
+    def characters(self) -> int:
+        return sum(len(segment.text) for segment in self.segments if isinstance(segment, Text))
 
 
 def verdict(document: Document, slots: list[Slot]) -> Failure | None:
@@ -70,7 +76,7 @@ def open_picture(slot: Slot, image_tokenizer: bool, limits: ImageLimits) -> Imag
     return None
 
 
-def join_texts(segments: list[Text | Slot], joiner: str) -> list[str | Slot]:
+def join_texts(segments: Sequence[Text | Slot], joiner: str) -> list[str | Slot]:
     """Texts as strings and media with codes, in order; texts with nothing left between them become one, with ``joiner``."""
     joined: list[str | Slot] = []
     for segment in segments:

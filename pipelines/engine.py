@@ -23,6 +23,7 @@ from tokkit.pipelines.plan import PlannedUnit
 from tokkit.pipelines.poison import Examiner
 from tokkit.pipelines.pool import Pool, Trouble, UnitQueue
 from tokkit.pipelines.task import Alone, Result, Service, Sharing, UnitTask, UnitWork
+from tokkit.pipelines.threads import one_thread
 from tokkit.pipelines.work import Report
 from tokkit.pipelines.worker import TRANSIENT, WorkerError, message_of, stop_if_full
 
@@ -97,12 +98,8 @@ def _told(undone: list[tuple[PlannedUnit, str]]) -> str:
 
 def _run_here(task: UnitTask[Result], queue: UnitQueue[Result], report: Report) -> list[tuple[PlannedUnit, str]]:
     """Do units in this process; returns those that met a transient error twice, and the error."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        work = task.open()
+    work = task.open()
+    with one_thread():
         aside: list[Trouble] = []
         while len(queue):
             planned = queue.next()
@@ -112,8 +109,6 @@ def _run_here(task: UnitTask[Result], queue: UnitQueue[Result], report: Report) 
                 aside.append(Trouble(planned, problem))
         again = [(trouble.planned, _try(work, trouble.planned, queue, report)) for trouble in aside]
         return [(planned, problem) for planned, problem in again if problem is not None]
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _try(work: UnitWork[Result], planned: PlannedUnit, queue: UnitQueue[Result], report: Report) -> str | None:

@@ -26,11 +26,20 @@ CODE_VERSION = 1
 
 NAME = "config.json"
 TEXT_ENGINES = ("gigatoken",)  # packages that may encode text in the library's place
-PACKAGES = ("numpy", "pillow", "pyarrow", "sentencepiece", "tokenizers", "torch", "vector-quantize-pytorch")
+TEXT_PACKAGES = ("numpy", "pyarrow", "sentencepiece", "tokenizers")
+PACKAGES = (*TEXT_PACKAGES, "pillow", "torch", "vector-quantize-pytorch")
 
 
-def numeric_environment(device: torch.device, batch_size: int, text_engine: str = "library") -> dict[str, object]:
-    """What rounding may depend on, on this machine."""
+def numeric_environment(device: torch.device | None, batch_size: int, text_engine: str = "library") -> dict[str, object]:
+    """What rounding may depend on, on this machine.
+
+    Args:
+        device: that media are encoded on; None where none are: then neither it nor what decodes them matters, and nothing of
+            it is loaded.
+    """
+    engine = () if text_engine == "library" else (text_engine,)
+    if device is None:
+        return {"packages": {p: version(p).split("+")[0] for p in (*TEXT_PACKAGES, *engine)}}
     import torch
     from PIL import features
 
@@ -38,13 +47,12 @@ def numeric_environment(device: torch.device, batch_size: int, text_engine: str 
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    packages = PACKAGES if text_engine == "library" else (*PACKAGES, text_engine)
     return {
         "device": name,
         "precision": "fp32",
         "batch_size": batch_size,
         "threads": 1 if device.type == "cpu" else None,
-        "packages": {p: version(p).split("+")[0] for p in packages},
+        "packages": {p: version(p).split("+")[0] for p in sorted((*PACKAGES, *engine))},
         "decoders": {c: features.version(c) for c in ("jpg", "zlib", "webp", "avif", "libtiff", "jpg_2000")},
     }
 

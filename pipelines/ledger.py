@@ -39,6 +39,11 @@ class UnitEntry(BaseModel):
     bytes: int
 
 
+def sorted_counts(counts: Counter[str]) -> dict[str, int]:
+    """Counts by name, in the order of the names."""
+    return {str(key): counts[key] for key in sorted(counts)}
+
+
 class SplitCounts(BaseModel):
     """Documents and tokens that a unit adds to a split."""
 
@@ -92,9 +97,9 @@ class Tally:
     container_errors: int = 0
     lines: list[str] = field(default_factory=list)
 
-    def committed(self, document: Document) -> None:
-        """The document itself; its items are told apart with :meth:`item`."""
-        self.documents[Outcome.COMMITTED] += 1
+    def committed(self, documents: int) -> None:
+        """So many documents themselves; their items are told apart with :meth:`item`."""
+        self.documents[Outcome.COMMITTED] += documents
 
     def document(self, document: Document, failure: Failure) -> None:
         """A document that is not committed."""

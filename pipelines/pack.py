@@ -19,8 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tokkit.errors import FingerprintMismatch, UsageError, VerificationError
 from tokkit.packing.plan import ALGORITHM_VERSION, plan_packs
+from tokkit.packing.policy import SplitPolicy
 from tokkit.packing.rows import TokenFiles, load_rows, write_rows
-from tokkit.packing.split import MAX_SEQ_LEN, SplitPolicy, needs_spans
+from tokkit.packing.split import MAX_SEQ_LEN, needs_spans
 from tokkit.packing.store import RECORD, StoredPlan, load_plan, pack_folder, save_plan
 from tokkit.pipelines.progress import Progress
 from tokkit.shards.manifest import load_manifest

@@ -82,10 +82,10 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs) -> Setup:
         "sources": [[source.name, source.format] for source in resolved.sources],
         **options,
     }
-    device = resolve_device(config.device)
-    numeric = numeric_environment(device, config.batch_size, config.text_engine)
+    device = None if image is None and config.device in ("auto", "cpu") else resolve_device(config.device)
+    numeric = numeric_environment(None if image is None else device, config.batch_size, config.text_engine)
     preprocessing = image.config.preprocessing if image is not None else None
-    return Setup(vocabulary, layout, tokenizers, semantic, numeric, str(device), preprocessing)
+    return Setup(vocabulary, layout, tokenizers, semantic, numeric, str(device or "cpu"), preprocessing)
 
 
 def _released(config: ShardConfig) -> ReleasedVocabulary | None:

@@ -12,7 +12,6 @@ their agreement is measured and told; what does not come of media (text ids, mar
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +30,7 @@ from tokkit.pipelines.ledger import CommitRecord, Ledger
 from tokkit.pipelines.plan import PlannedUnit, share_out
 from tokkit.pipelines.prepare import SEMANTIC_OPTIONS, resolve_device
 from tokkit.pipelines.progress import Progress
+from tokkit.pipelines.threads import one_thread
 from tokkit.pipelines.verify_outcomes import Records
 from tokkit.pipelines.verify_read import DocumentReader
 from tokkit.shards.manifest import Manifest
@@ -103,12 +103,12 @@ class Reencoder:
         self._roots = _roots(config, manifest)
         recorded = manifest.numeric.get("batch_size"), manifest.numeric.get("threads")
         device = config.device
-        if device == "auto" and recorded[1] is not None:
+        if device == "auto" and (recorded[1] is not None or "image" not in manifest.tokenizers):
             device = "cpu"  # as it was
         self._device = resolve_device(device)
         self._options = _options(config, manifest, recorded[0])
         self._processor = self._load()
-        now = numeric_environment(self._device, self._options.batch_size)
+        now = numeric_environment(self._device if "image" in manifest.tokenizers else None, self._options.batch_size)
         _leave_out_text_engine(now, manifest)
         self._numeric = fingerprint_of(now)
         self._differences = differences(manifest.numeric, now)
@@ -138,7 +138,7 @@ class Reencoder:
         ledger = Ledger(self.config.directory)
         units = sorted({s.unit for s in sampled})
         read = 0
-        with _one_thread(), progress.task("encode again", total=len(sampled), unit="documents") as task:
+        with one_thread(), progress.task("encode again", total=len(sampled), unit="documents") as task:
             for index in units:
                 record = ledger.read(index)
                 assert record is not None  # it has been read before
@@ -200,8 +200,7 @@ class Reencoder:
             return {}
         again = {}
         for ids, row in encoded:
-            written = row.to_dict()
-            again[str(written["locator"])] = Encoded(ids, written)
+            again[str(row["locator"])] = Encoded(ids, row)
         for locator, why in refused.items():
             problem(_escaped(locator), Code.REENCODE, f"is not committed when it is encoded again: {why}")
         for locator in sorted(missed - again.keys()):
@@ -214,7 +213,7 @@ def _name(sampled: Sampled, row: dict[str, Any]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """A name as the document table has it (:meth:`tokkit.shards.native.DocumentRow.to_dict`)."""
+    """A name as the document table has it (:func:`tokkit.shards.native.document_table`)."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
@@ -223,7 +222,9 @@ def _options(config: VerifyConfig, manifest: Manifest, batch_size: object) -> Sh
     from tokkit.pipelines.shard import ShardConfig
 
     options: dict[str, object] = {k: v for k, v in manifest.semantic.items() if k in SEMANTIC_OPTIONS}
-    options |= {"inputs": ["-"], "out": config.directory, "batch_size": batch_size, "max_consecutive_rejects": 1 << 60}
+    options |= {"inputs": ["-"], "out": config.directory, "max_consecutive_rejects": 1 << 60}
+    if batch_size is not None:  # there are media
+        options["batch_size"] = batch_size
     for kind in manifest.tokenizers:
         options[f"{kind}_tokenizer"] = _tokenizer(config, kind)
     try:
@@ -299,16 +300,3 @@ def _recorded_roots(path: Path) -> dict[str, Path]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error!r}); say where the inputs are with --input NAME=FOLDER") from None
     return roots
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As in a run: rounding depends on the number of threads."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -23,7 +23,7 @@ from tokkit.documents import Outcome
 from tokkit.failpoints import failpoint
 from tokkit.pipelines.decoding import DecodedDocument, DecodedImage, DecodedText, DocumentDecoder
 from tokkit.pipelines.progress import Progress
-from tokkit.shards.manifest import Manifest
+from tokkit.shards.manifest import Manifest, load_manifest
 from tokkit.shards.spans import SpanTable
 from tokkit.storage import read_json, write_atomic
 from tokkit.vocabulary import MODALITIES
@@ -65,18 +65,12 @@ def write_report(config: ReportConfig, progress: Progress) -> Path:
     Raises:
         DataError, UsageError: the directory is damaged, or its tokenizers are gone.
     """
-    decoder = DocumentDecoder(config.directory)
-    chosen = choose_documents(decoder, config.documents)
-    documents = []
-    with progress.task("report", total=len(chosen), unit="documents") as task:
-        for split, number in chosen:
-            documents.append(_shown(decoder.decode(split, number)))
-            task.advance()
+    manifest = load_manifest(config.directory)
+    documents = _decoded(config, progress) if config.documents else []
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["thousands"] = lambda n: f"{n:,}"
     environment.filters["percent"] = lambda x: f"{100 * x:.2f} %"
     template = environment.from_string((files(__package__) / "templates" / "report.html.j2").read_text("utf-8"))
-    manifest = decoder.manifest
     page = template.render(
         manifest=manifest,
         outcomes=_used_outcomes(manifest),
@@ -89,6 +83,17 @@ def write_report(config: ReportConfig, progress: Progress) -> Path:
     failpoint("in-report")
     write_atomic(path, page.encode("utf-8", "backslashreplace"))
     return path
+
+
+def _decoded(config: ReportConfig, progress: Progress) -> list[_Shown]:
+    decoder = DocumentDecoder(config.directory)
+    chosen = choose_documents(decoder, config.documents)
+    documents = []
+    with progress.task("report", total=len(chosen), unit="documents") as task:
+        for split, number in chosen:
+            documents.append(_shown(decoder.decode(split, number)))
+            task.advance()
+    return documents
 
 
 def choose_documents(decoder: DocumentDecoder, count: int) -> list[tuple[str, int]]:

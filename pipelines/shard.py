@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from tokkit.errors import ResumableStop, UsageError
 from tokkit.interleave import ImageLayout, PairOrder
 from tokkit.media.images import ImageLimits
-from tokkit.packing.split import SplitPolicy
+from tokkit.packing.policy import SplitPolicy
 from tokkit.pipelines.completion import Run, committed, complete, trial
 from tokkit.pipelines.dedup import DedupKind, DedupSummary, check_dedup, deduplicate, normal_kinds
 from tokkit.pipelines.encoder_service import EncoderService

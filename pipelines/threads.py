@@ -1,4 +1,4 @@
-"""One thread or all cores, whichever is faster just now.
+"""How many threads torch uses: one where many processes work side by side, or whichever number is faster just now.
 
 On a machine of its own a training step gains from every core. Beside other processes it may lose tenfold: OpenMP's threads
 wait for one another, and each of them may be waiting for a core. So the choice is measured while the work goes on, and measured
@@ -7,12 +7,29 @@ again now and then.
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 WINDOW_SECONDS = 0.7  # of one measurement
 WINDOW_STEPS = 2  # at least
 RECHECK = 20  # windows of the faster choice between two looks at the other
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch, where it is loaded: rounding depends on their number, and workers share the cores."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class ThreadChooser:

@@ -12,30 +12,33 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from tokkit.documents import Document, Failure, Outcome, Text
 from tokkit.errors import BudgetExceeded, ItemError
 from tokkit.failpoints import failpoint
-from tokkit.interleave import Layout, Part, Span, TextCodes, encode, order_segments
+from tokkit.interleave import Layout, TextCodes, order_segments
 from tokkit.pipelines.assembly import Pending, Slot, codes_of, join_texts, open_picture, verdict, with_document
 from tokkit.pipelines.batching import BatchEncoder, ImageBatcher, LocalEncoder
 from tokkit.pipelines.duplicates import DuplicateTable
-from tokkit.pipelines.ledger import CommitRecord, Ledger, SplitCounts, Tally, unit_entry
+from tokkit.pipelines.ledger import CommitRecord, Ledger, Tally, sorted_counts, unit_entry
 from tokkit.pipelines.plan import PlannedUnit, check_unchanged
 from tokkit.pipelines.work import Report, Work
-from tokkit.shards.native import DocumentRow, ShardWriter
+from tokkit.pipelines.writing import DocumentWriter, Sink
+from tokkit.sequences import Sequences, encode_documents, encode_texts
+from tokkit.shards.native import ShardWriter
 from tokkit.sources.base import Census, ContainerDamage, Source
-from tokkit.vocabulary import UnifiedVocabulary
+from tokkit.vocabulary import Ids, UnifiedVocabulary
 
 if TYPE_CHECKING:
     from tokkit.media.transforms import Preprocessing
@@ -44,7 +47,9 @@ if TYPE_CHECKING:
     from tokkit.tokenizers.image.model import ImageTokenizer
     from tokkit.tokenizers.text import TextTokenizer
 
-TEXT_BATCH = 64  # documents whose texts are tokenised in one call
+TEXT_BATCH = 512  # documents of nothing but text that are written together
+MEDIA_BATCH = 64  # documents that are written together where some of them have media, whose bytes wait with them
+TEXT_CHARACTERS = 1 << 20  # what is written at once, whatever the number of documents
 PENDING_LIMIT = 1024  # documents that may wait for the first one's pictures before these are encoded in a padded batch
 REPORT_EVERY = 0.25  # seconds between two reports of a unit's progress
 CRASHES = "crashes-process"  # the reason of a document that no process outlives
@@ -72,15 +77,6 @@ class UnitJob:
     def open(self) -> UnitProcessor:
         """Load the tokenizers."""
         return UnitProcessor(self)
-
-
-@dataclass(slots=True)
-class _SplitTally:
-    """What a unit adds to a split."""
-
-    documents: int = 0
-    tokens: int = 0
-    kinds: Counter[str] = field(default_factory=Counter)
 
 
 class UnitProcessor:
@@ -139,7 +135,7 @@ class _Attempt:
         self.tally = Tally(self.unit.source)
         self.pending: deque[Pending] = deque()
         self.batcher = processor.batcher(self.alive)
-        self.splits = {split: _SplitTally() for split in (("train", "val") if self.config.val_fraction else ("train",))}
+        self.media = self.characters = 0  # of the documents that wait
         self.work, self.report, self.reported = Work(), report, time.monotonic()
         self.rejected_in_a_row = self.found = self.taken = 0
 
@@ -158,12 +154,13 @@ class _Attempt:
 
     def run(self) -> CommitRecord:
         check_unchanged(self.source, self.unit)
-        with ShardWriter(self.processor.ledger.payloads, self.job.vocabulary.dtype, index=False) as self.writer:
+        with ShardWriter(self.processor.ledger.payloads, self.job.vocabulary.dtype, index=False) as shard:
+            self.write_to(shard)
             consumed = self.read()
             self.encode_rest()
             self.drain(0)
             with self.stage("write"):
-                payload = self.writer.finish(prefix=f"{self.planned.index:05d}-")
+                payload = shard.finish(prefix=f"{self.planned.index:05d}-")
                 payload["rejects"] = self.processor.ledger.write_lines(self.planned.index, self.tally.lines)
         self.alive()
         with self.stage("count"):
@@ -176,9 +173,14 @@ class _Attempt:
         self.report(self.work.take())
         return record
 
+    def write_to(self, sink: Sink) -> None:
+        """Where the documents go."""
+        self.writer = DocumentWriter(self.config, self.planned.index, sink)
+
     def probe(self) -> int:
         """Go through the motions with the documents of ``only``; what is written is removed."""
-        with ShardWriter(self.processor.ledger.payloads, self.job.vocabulary.dtype, index=False) as self.writer:
+        with ShardWriter(self.processor.ledger.payloads, self.job.vocabulary.dtype, index=False) as shard:
+            self.write_to(shard)
             self.read()
             self.encode_rest()
             self.drain(0)
@@ -200,8 +202,9 @@ class _Attempt:
         records = iter(reader)
         seen = 0.0
         while end is None or taken < end:
-            with self.stage("read"):
-                record = next(records, None)
+            begin = time.perf_counter()
+            record = next(records, None)
+            self.work.spend("read", time.perf_counter() - begin)
             if record is None:
                 return 1.0
             if isinstance(record, ContainerDamage):
@@ -247,6 +250,9 @@ class _Attempt:
                 self.tally.item(document, index, media, failure)
             self.refuse(document, document.failure)
             return
+        if len(document.segments) == 1 and isinstance(text := document.segments[0], Text) and text.text:
+            self.wait(Pending(document, (text,)))
+            return
         segments: list[Text | Slot] = []
         slots: list[Slot] = []  # media keep their order among themselves, whatever becomes of the texts
         pixels: list[tuple[Slot, npt.NDArray[np.uint8]]] = []
@@ -269,11 +275,17 @@ class _Attempt:
         if failure is not None:
             self.refuse(document, failure)
             return
-        failpoint("take", document.locator)
+        self.wait(Pending(document, segments, slots), pixels)
+
+    def wait(self, pending: Pending, pictures: Sequence[tuple[Slot, npt.NDArray[np.uint8]]] = ()) -> None:
+        """Let a document wait for its codes, and for others to be written with; and do what there is enough of."""
+        failpoint("take", pending.document.locator)
         self.rejected_in_a_row = 0
-        self.pending.append(Pending(document, segments))
+        self.pending.append(pending)
         self.taken += 1
-        for slot, picture in pixels:
+        self.media += len(pending.slots)
+        self.characters += pending.characters
+        for slot, picture in pictures:
             assert self.batcher is not None
             self.batcher.add(self.taken, slot, picture)
             if self.batcher.full():
@@ -281,9 +293,9 @@ class _Attempt:
         oldest = self.batcher.oldest if self.batcher is not None else None
         if oldest is not None and self.taken - oldest >= PENDING_LIMIT - 1:
             self.encode_batch()  # a picture waits for a batch that the texts behind it will not fill
-        if len(self.pending) >= TEXT_BATCH:
-            self.drain(TEXT_BATCH)
-        if len(self.pending) >= PENDING_LIMIT:
+        if len(self.pending) >= (MEDIA_BATCH if self.media else TEXT_BATCH):
+            self.drain(MEDIA_BATCH)
+        if self.characters >= TEXT_CHARACTERS or len(self.pending) >= PENDING_LIMIT:
             self.drain(1)  # too few to be worth it, but they would be kept by a document behind them
         while len(self.pending) >= PENDING_LIMIT and self.wait_for_codes():
             self.drain(1)
@@ -337,25 +349,32 @@ class _Attempt:
     def drain(self, at_least: int) -> None:
         """Write the documents at the front of the queue whose pictures are all encoded, if these are ``at_least`` so many."""
         ready = next((i for i, p in enumerate(self.pending) if not p.ready()), len(self.pending))
-        if ready < at_least:
+        if ready < max(at_least, 1):
             return
         batch = [self.pending.popleft() for _ in range(ready)]
+        self.media -= sum(len(p.slots) for p in batch)
+        self.characters -= sum(p.characters for p in batch)
         parts = [join_texts(p.segments, self.config.text_joiner) for p in batch]
-        texts = [s for segments in parts for s in segments if isinstance(s, str)]
-        codes: Iterator[npt.NDArray[np.int32]] | None = None
-        with self.stage("text"), suppress(ItemError):  # where one of them cannot be encoded, they are taken one by one below
-            codes = iter(self.processor.text.encode_batch(texts))
-        with self.stage("write"):
+        try:
+            self.write(batch, self.sequences(parts))
+        except ItemError:  # one of them cannot be encoded: each by itself
             for pending, segments in zip(batch, parts, strict=True):
                 try:
-                    own = self.codes_of_texts(segments) if codes is None else codes
+                    self.write([pending], self.sequences([segments]))
                 except ItemError as error:
                     self.withdraw(pending, Failure(Outcome.REJECTED, error.reason, error.message))
-                    continue
-                self.write(pending.document, [TextCodes(next(own)) if isinstance(s, str) else codes_of(s) for s in segments])
 
-    def codes_of_texts(self, segments: list[str | Slot]) -> Iterator[npt.NDArray[np.int32]]:
-        return iter(self.processor.text.encode_batch([s for s in segments if isinstance(s, str)]))
+    def sequences(self, documents: list[list[str | Slot]]) -> Sequences:
+        """Documents whose media have their codes as token ids; raises ItemError where one of them has a text without ids."""
+        texts = [part for document in documents for part in document if isinstance(part, str)]
+        with self.stage("text"):
+            codes, lengths = self.processor.text.encode_joined(texts)
+        with self.stage("write"):
+            if len(texts) == len(documents) and all(len(document) == 1 for document in documents):
+                return encode_texts(codes, lengths, self.job.vocabulary)
+            own = iter(np.split(codes, np.cumsum(lengths)[:-1]))
+            parts = [[TextCodes(next(own)) if isinstance(p, str) else codes_of(p) for p in document] for document in documents]
+            return encode_documents(parts, self.job.vocabulary, self.job.layout)
 
     def withdraw(self, pending: Pending, failure: Failure) -> None:
         """Refuse a document whose media have been told as committed already."""
@@ -365,49 +384,25 @@ class _Attempt:
                 self.tally.withdraw(pending.document, index, media, with_document(failure))
         self.refuse(pending.document, failure)
 
-    def write(self, document: Document, parts: list[Part]) -> None:
-        ids, spans = encode(parts, self.job.vocabulary, self.job.layout)
-        fraction = self.config.val_fraction
-        split = "val" if fraction and document.draw("split") < fraction else "train"
-        metadata = {k: document.metadata[k] for k in self.config.metadata if k in document.metadata}
-        self.writer.add(
-            ids,
-            DocumentRow(
-                id=document.id,
-                source=document.source,
-                locator=document.locator,
-                unit=self.planned.index,
-                split=split,
-                tokens=len(ids),
-                hash=document.hash,
-                metadata=json.dumps(metadata, sort_keys=True, default=str) if metadata else None,
-                spans=tuple(spans),
-            ),
-        )
-        self.tally.committed(document)
+    def write(self, batch: Sequence[Pending], sequences: Sequences) -> None:
+        with self.stage("write"):
+            kinds = self.writer.write([pending.document for pending in batch], sequences)
+        self.tally.committed(len(batch))
         self.rejected_in_a_row = 0
-        counts = self.splits[split]
-        counts.documents += 1
-        counts.tokens += len(ids)
-        kinds = tokens_by_kind(len(ids), spans)
-        counts.kinds.update(kinds)
         self.work.kinds.update(kinds)
 
     def record(self, payload: dict, census: Census, consumed: float) -> CommitRecord:
         return CommitRecord(
             unit=unit_entry(self.planned.index, self.unit, self.source.format),
             payload=payload,
-            documents=_sorted(self.tally.documents),
-            items={m: _sorted(c) for m, c in sorted(self.tally.items.items())},
-            reasons=_sorted(self.tally.reasons),
+            documents=sorted_counts(self.tally.documents),
+            items={m: sorted_counts(c) for m, c in sorted(self.tally.items.items())},
+            reasons=sorted_counts(self.tally.reasons),
             container_errors=self.tally.container_errors,
             counted_documents=census.documents,
             counted_items=census.items,
             consumed=round(consumed, 9),
-            splits={
-                name: SplitCounts(documents=s.documents, tokens=s.tokens, tokens_by_kind=_sorted(s.kinds))
-                for name, s in self.splits.items()
-            },
+            splits=self.writer.counts(),
             numeric=self.job.numeric,
         )
 
@@ -417,17 +412,17 @@ def encode_again(
     planned: PlannedUnit,
     documents: Iterable[Document],
     duplicates: Mapping[str, Mapping[int, Failure]] = MappingProxyType({}),
-) -> tuple[list[tuple[npt.NDArray[np.int32], DocumentRow]], dict[str, str]]:
+) -> tuple[list[tuple[Ids, dict[str, Any]]], dict[str, str]]:
     """Encode some documents of a unit as a run does, in batches of the same shape, and write nothing.
 
     Args:
         duplicates: media items that were left out as duplicates, by locator and index.
 
     Returns:
-        ids and row of each that would be committed, in order; and, by locator, why the others would not.
+        ids and row of each that would be committed, as they are stored; and, by locator, why the others would not.
     """
     attempt, kept = _Attempt(processor, planned, lambda work: None), _Kept()
-    attempt.writer = kept  # type: ignore[assignment]
+    attempt.write_to(kept)
     for document in documents:
         attempt.take(document, duplicates.get(document.locator, {}))
     attempt.encode_rest()
@@ -437,26 +432,15 @@ def encode_again(
 
 
 class _Kept:
-    """Stands in for a ShardWriter and keeps what it is given."""
+    """Stands in for a ShardWriter and keeps what it is given: ids and row of each document."""
 
     def __init__(self) -> None:
-        self.documents: list[tuple[npt.NDArray[np.int32], DocumentRow]] = []
+        self.documents: list[tuple[Ids, dict[str, Any]]] = []
 
-    def add(self, ids: npt.NDArray[np.int32], row: DocumentRow) -> None:
-        self.documents.append((ids, row))
-
-
-def tokens_by_kind(total: int, spans: list[Span]) -> Counter[str]:
-    """Tokens of each modality's spans, and under ``marker`` those outside of any (the document's ends)."""
-    kinds: Counter[str] = Counter()
-    for span in spans:
-        kinds[span.modality] += span.length
-    kinds["marker"] = total - sum(kinds.values())
-    return kinds
-
-
-def _sorted(counts: Counter[str]) -> dict[str, int]:
-    return {str(key): counts[key] for key in sorted(counts)}
+    def extend(self, ids: npt.NDArray[np.integer], table: pa.Table) -> None:
+        rows = table.to_pylist()
+        ends = np.cumsum([row["tokens"] for row in rows])
+        self.documents += zip(np.split(ids.astype(np.int32, copy=False), ends[:-1]), rows, strict=True)
 
 
 def payload_paths(ledger: Ledger, record: CommitRecord) -> tuple[Path, Path]:

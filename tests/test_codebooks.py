@@ -13,7 +13,7 @@ from shard_corpus import picture, write_corpus, write_tokenizers
 from tokkit.errors import DataError
 from tokkit.interleave import ImageCodes, Layout, decode
 from tokkit.media.images import decode_image
-from tokkit.packing.split import SplitPolicy
+from tokkit.packing.policy import SplitPolicy
 from tokkit.pipelines.codec import DecodeConfig, EncodeConfig, decode_pictures, encode_pictures
 from tokkit.pipelines.evaluate import EvaluateConfig, evaluate
 from tokkit.pipelines.inspect import InspectConfig, inspect_document

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tokkit.errors import DataError
 from tokkit.packing import kernels
 from tokkit.packing.plan import PackPlan, plan_packs
-from tokkit.packing.split import REASONS, Reason, SplitPolicy, needs_spans, split_documents
+from tokkit.packing.policy import SplitPolicy
+from tokkit.packing.split import REASONS, Reason, needs_spans, split_documents
 from tokkit.shards.spans import SpanTable
 
 NEVER, OVERLONG = SplitPolicy.NEVER, SplitPolicy.OVERLONG

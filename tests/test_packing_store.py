@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 from tokkit.errors import DataError, FingerprintMismatch, UsageError, VerificationError, VocabularyError
 from tokkit.packing.plan import PackPlan, plan_packs
+from tokkit.packing.policy import SplitPolicy
 from tokkit.packing.rows import TokenFiles, gather_rows, load_rows, write_rows
-from tokkit.packing.split import LeftOut, Pieces, SplitPolicy
+from tokkit.packing.split import LeftOut, Pieces
 from tokkit.packing.store import ARRAYS, PlanCounts, load_plan, pack_folder, save_plan
 from tokkit.pipelines.pack import PackConfig, pack
 from tokkit.pipelines.progress import SilentProgress

@@ -21,7 +21,8 @@ import pytest
 from shard_corpus import snapshot
 
 from tokkit.packing.plan import plan_packs
-from tokkit.packing.split import SplitPolicy, split_documents
+from tokkit.packing.policy import SplitPolicy
+from tokkit.packing.split import split_documents
 from tokkit.pipelines.decoding import DecodedText, DocumentDecoder
 from tokkit.pipelines.progress import SilentProgress
 from tokkit.pipelines.train_text import TrainTextConfig, train_text

@@ -228,8 +228,8 @@ def test_a_changed_row_is_told(out: Path, change, message: str) -> None:  # type
 def test_documents_of_another_length_are_told_by_their_first_difference(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tokkit.tokenizers.text.spm import SentencePieceTokenizer
 
-    original = SentencePieceTokenizer.encode_batch
-    monkeypatch.setattr(SentencePieceTokenizer, "encode_batch", lambda self, texts: original(self, [t + "!" for t in texts]))
+    original = SentencePieceTokenizer.encode_joined
+    monkeypatch.setattr(SentencePieceTokenizer, "encode_joined", lambda self, texts: original(self, [t + "!" for t in texts]))
     result = look(out, 3)
     assert set(result.counts) == {Code.REENCODE}
     assert any("encoded again" in p.message and "first difference is at token" in p.message for p in result.problems)

@@ -25,7 +25,8 @@ from tokkit.packing.kernels import (
     martello_toth,
     order_by_length,
 )
-from tokkit.packing.split import LeftOut, Pieces, SplitPolicy, split_documents
+from tokkit.packing.policy import SplitPolicy
+from tokkit.packing.split import LeftOut, Pieces, split_documents
 from tokkit.shards.spans import SpanTable
 
 ALGORITHM = "best-fit-decreasing"

@@ -23,18 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from tokkit.errors import DataError
+from tokkit.packing.policy import SplitPolicy
 from tokkit.shards.spans import SpanTable
 from tokkit.vocabulary import MODALITIES
 
 TEXT = MODALITIES.index("text")
 MAX_SEQ_LEN = 1 << 24
-
-
-class SplitPolicy(StrEnum):
-    """What becomes of documents longer than a sequence."""
-
-    NEVER = "never"
-    OVERLONG = "overlong"
 
 
 class Reason(StrEnum):

@@ -32,7 +32,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tokkit.errors import DataError, FingerprintMismatch, VerificationError
 from tokkit.packing.plan import ALGORITHM, ALGORITHM_VERSION, PackPlan
-from tokkit.packing.split import REASONS, LeftOut, Pieces, Reason, SplitPolicy
+from tokkit.packing.policy import SplitPolicy
+from tokkit.packing.split import REASONS, LeftOut, Pieces, Reason
 from tokkit.storage import attempt_name, fsync, read_json, record_json, sha256_file
 
 FORMAT = "tokkit-packs"

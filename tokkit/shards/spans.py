@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tokkit.interleave import Span
+from tokkit.sequences import SPAN_FIELDS, Spans
 from tokkit.vocabulary import MODALITIES
 
 SPAN_TYPE = pa.struct(
@@ -32,25 +32,18 @@ SPAN_TYPE = pa.struct(
         pa.field("loss", pa.bool_(), nullable=False),
     ]
 )
-SPAN_FIELDS = tuple(field.name for field in SPAN_TYPE)
 
 
 def span_to_dict(span: Span) -> dict[str, object]:
     """A span as the row of :data:`SPAN_TYPE`."""
-    return dict(zip(SPAN_FIELDS, _FIELDS_OF(span), strict=True))
+    return {name: getattr(span, name) for name in SPAN_FIELDS}
 
 
-_FIELDS_OF = attrgetter(*SPAN_FIELDS)
-
-
-def spans_column(documents: Sequence[Sequence[Span]]) -> pa.ListArray:
+def spans_column(spans: Spans) -> pa.ListArray:
     """The ``spans`` of documents as a column of lists of :data:`SPAN_TYPE`."""
-    offsets = np.cumsum([0, *map(len, documents)], dtype=np.int32)
-    rows = [_FIELDS_OF(span) for spans in documents for span in spans]
-    columns = zip(*rows, strict=True) if rows else ((),) * len(SPAN_FIELDS)
-    fields = list(SPAN_TYPE)
-    arrays = [pa.array(values, type=field.type) for field, values in zip(fields, columns, strict=True)]
-    flat = pa.StructArray.from_arrays(arrays, fields=fields)
+    offsets = np.concatenate([np.zeros(1, dtype=np.int32), np.cumsum(spans.counts, dtype=np.int32)])
+    arrays = [pa.array(spans.columns[field.name], type=field.type) for field in SPAN_TYPE]
+    flat = pa.StructArray.from_arrays(arrays, fields=list(SPAN_TYPE))
     return pa.ListArray.from_arrays(pa.array(offsets), flat, type=pa.list_(pa.field("item", SPAN_TYPE, nullable=False)))
 
 

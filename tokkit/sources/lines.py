@@ -35,8 +35,14 @@ class LineSplitter:
         """The lines that ``piece`` completes."""
         place = 0
         while (newline := piece.find(b"\n", place)) >= 0:
-            self._append(piece[place:newline])
-            yield from self.rest()
+            if self._length or self._start == 0 or newline - place > self._limit:
+                self._append(piece[place:newline])
+                yield from self.rest()
+            else:  # all of it is here, and it begins no file
+                line, start = piece[place:newline], self._start
+                self._start += newline - place
+                if line and not line.isspace():
+                    yield start, line
             self._start += 1
             place = newline + 1
         self._append(piece[place:])

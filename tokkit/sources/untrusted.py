@@ -30,7 +30,7 @@ def slug(text: str) -> str:
 
 def printable(text: str) -> str:
     """``text`` with lone surrogates written as escapes, so that any file format can hold it (names and ids, never content)."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def decode_text(data: bytes) -> str:
@@ -59,27 +59,36 @@ def parse_json(data: bytes | str) -> object:
             (which of the two was meant cannot be known).
     """
     text = decode_text(data) if isinstance(data, bytes) else data
-    repeated: str | None = None
-
-    def pairs(items: list[tuple[str, object]]) -> dict[str, object]:
-        nonlocal repeated  # the outermost object is built last, so its verdict stays
-        found = dict(items)
-        repeated = None
-        if len(found) != len(items):
-            keys = [key for key, _ in items]
-            repeated = next(key for key in keys if keys.count(key) > 1)
-        return found
-
     try:
-        value = json.loads(text, object_pairs_hook=pairs, parse_constant=lambda _: None)
+        value = _JSON.decode(text)
     except RecursionError:
         raise ItemError("json-invalid", "nested too deeply") from None
     except ValueError as error:
         raise ItemError("json-invalid", str(error)) from None
-    _check_depth(value)
-    if isinstance(value, dict) and repeated is not None:
-        raise ItemError("json-repeated-key", f"the key {printable(repeated)!r} comes twice")
+    if text.count("[") + text.count("{") > MAX_JSON_DEPTH:
+        _check_depth(value)
+    if isinstance(value, _Repeated):
+        raise ItemError("json-repeated-key", f"the key {printable(value.key)!r} comes twice")
     return value
+
+
+class _Repeated(dict[str, object]):
+    """An object that names ``key`` more than once."""
+
+    key: str
+
+
+def _object(items: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(items)
+    if len(found) == len(items):
+        return found
+    keys = [key for key, _ in items]
+    repeated = _Repeated(found)
+    repeated.key = next(key for key in keys if keys.count(key) > 1)
+    return repeated
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_object, parse_constant=lambda _: None)
 
 
 def _check_depth(value: object) -> None:

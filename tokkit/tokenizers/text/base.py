@@ -6,6 +6,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import yaml
 from tokkit.errors import DataError, VocabularyError
 
 Ids = np.ndarray
+Lengths = np.ndarray
 
 SURROGATES = re.compile("[\ud800-\udfff]")
 _SURROGATE_BYTES = re.compile(rb"(\xed[\xa0-\xbf][\x80-\xbf])")
@@ -75,9 +77,15 @@ class TextTokenizer(ABC):
         """The text's ids, int32, shape [n]; no begin or end symbols, nothing truncated."""
         return self.encode_batch([text])[0]
 
-    @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """Encode several texts, each as :meth:`encode` would; faster than one by one."""
+        ids, lengths = self.encode_joined(texts)
+        ends = np.cumsum(lengths)
+        return [ids[start:end] for start, end in zip((ends - lengths).tolist(), ends.tolist(), strict=True)]
+
+    @abstractmethod
+    def encode_joined(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        """Encode several texts: int32 [T], the ids of all one after another, and int64 [N], how many each text has."""
 
     @abstractmethod
     def decode(self, ids: Sequence[int] | Ids) -> str:
@@ -113,6 +121,14 @@ def check_highest(vocabulary: Mapping[str, int], path: Path) -> None:
     name = max(vocabulary, key=lambda token: vocabulary[token])
     if vocabulary[name] > 4 * len(vocabulary) + (1 << 20):
         raise DataError(f"{path} is damaged: it has {len(vocabulary)} tokens, and {name!r} has the id {vocabulary[name]}")
+
+
+def joined(rows: Sequence[Sequence[int] | Ids]) -> tuple[Ids, Lengths]:
+    """Rows of ids as :meth:`TextTokenizer.encode_joined` gives them."""
+    lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+    if any(isinstance(row, np.ndarray) for row in rows):
+        return np.concatenate([np.asarray(row, dtype=np.int32) for row in rows]), lengths
+    return np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lengths.sum())), lengths
 
 
 def is_plain_utf8(text: str) -> bool:

@@ -16,14 +16,13 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Collection, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tokkit.errors import TokkitError, UsageError
-from tokkit.tokenizers.text.base import Ids, is_plain_utf8
+from tokkit.tokenizers.text.base import Ids, Lengths, is_plain_utf8, joined
 from tokkit.tokenizers.text.huggingface import HuggingFaceTokenizer
 
 CHECKED_FIRST = 256
@@ -52,31 +51,46 @@ class GigatokenTokenizer(HuggingFaceTokenizer):
         self._fast = _load(json.dumps(self._encoding), path)
         self._until_rare = CHECKED_FIRST
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Encode several texts; int32 each.
+    def encode_joined(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        """Encode several texts.
 
         Raises:
             ItemError: the tokenizer has no ids for one of the texts but such as no text may have, or none at all.
             EngineMismatchError: gigatoken's ids differ from the library's.
         """
         if self._fast is None:
-            return super().encode_batch(texts)
-        plain = [n for n, text in enumerate(texts) if is_plain_utf8(text)]
-        rows: list[Ids | None] = [None] * len(texts)
-        everything, offsets = _arrays(self._fast.encode_batch([texts[n] for n in plain], parallel=False))
-        clean = self._is_clean(everything)
-        for n, (first, stop) in zip(plain, pairwise(offsets), strict=True):
-            ids = everything[first:stop]
-            if clean or self._is_clean(ids):
-                rows[n] = ids
-        slow = [n for n, row in enumerate(rows) if row is None or self._is_checked(texts[n])]
-        right = super().encode_batch([texts[n] for n in slow]) if slow else []
-        for n, ids in zip(slow, right, strict=True):
-            found = rows[n]
-            if found is not None and not np.array_equal(found, ids):
-                raise EngineMismatchError(_difference(self.path, texts[n], found, ids))
-            rows[n] = ids
+            return super().encode_joined(texts)
+        odd = {n for n, text in enumerate(texts) if not is_plain_utf8(text)}
+        given = [text for n, text in enumerate(texts) if n not in odd] if odd else texts
+        found = [self._fast.encode(text) for text in given]  # one by one: its batches load awkward and pandas to be returned
+        ids, lengths = joined(found)
+        if not odd and self._is_clean(ids):
+            checked = [n for n, text in enumerate(texts) if self._is_checked(text)]
+            for n, right in zip(checked, self._checks([texts[n] for n in checked]), strict=True):
+                self._compare(texts[n], found[n], right)
+            return ids, lengths
+        return joined(self._one_by_one(texts, odd, found))
+
+    def _one_by_one(self, texts: Sequence[str], odd: set[int], found: Sequence[Ids]) -> list[Ids]:
+        """The rows of a batch some of whose texts are for the library alone."""
+        plain = iter(found)
+        rows: list[Ids | None] = [None if n in odd else next(plain) for n in range(len(texts))]
+        trusted = [row is not None and self._is_clean(row) for row in rows]
+        slow = [n for n, text in enumerate(texts) if not trusted[n] or self._is_checked(text)]
+        for n, right in zip(slow, self._checks([texts[n] for n in slow]), strict=True):
+            if trusted[n]:
+                self._compare(texts[n], rows[n], right)
+            rows[n] = right
         return [row for row in rows if row is not None]
+
+    def _checks(self, texts: Sequence[str]) -> list[Ids]:
+        """What the library says."""
+        ids, lengths = super().encode_joined(texts)
+        return np.split(ids, np.cumsum(lengths)[:-1]) if len(texts) else []
+
+    def _compare(self, text: str, found: Ids | None, right: Ids) -> None:
+        if found is not None and not np.array_equal(found, right):
+            raise EngineMismatchError(_difference(self.path, text, found, right))
 
     def _is_checked(self, text: str) -> bool:
         if self._until_rare > 0:
@@ -94,12 +108,6 @@ def _load(config: str, path: Path) -> Any:
         return Tokenizer.from_json(config)
     except Exception as error:  # it raises several kinds for what it does not know
         raise UsageError(f"--text-engine gigatoken does not know {path}: {error}; leave the option out") from None
-
-
-def _arrays(found: Any) -> tuple[Ids, list[int]]:
-    """Ids int32 of all texts one after another, and where each begins and the last ends, from gigatoken's array of lists."""
-    layout = found.layout
-    return np.asarray(layout.content.data).astype(np.int32), np.asarray(layout.offsets).tolist()
 
 
 def _difference(path: Path, text: str, found: Ids, right: Ids) -> str:

@@ -33,13 +33,16 @@ from tokkit.storage import fingerprint_of
 from tokkit.tokenizers.text.base import (
     SURROGATES,
     Ids,
+    Lengths,
     TextTokenizer,
     check_highest,
     is_plain_utf8,
+    joined,
     licence_beside,
     text_of_bytes,
     without_surrogates,
 )
+from tokkit.tokenizers.text.words import WordCache, cuts_huggingface
 
 # The library's one switch for its thread pool; every worker process encodes for itself, so more threads only fight.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -72,6 +75,7 @@ class HuggingFaceTokenizer(TextTokenizer):
         self._added = {int(token["id"]): str(token["content"]) for token in config["added_tokens"]}
         self._encoding = _for_encoding(config)
         self._encoder = _build(self._encoding, path)
+        self._words = WordCache(self._by_library) if cuts_huggingface(self._encoding) else None
         vocabulary = self._full.get_vocab(with_added_tokens=True)
         check_highest(vocabulary, path)
         _check_added(config["added_tokens"], self._full, path)
@@ -123,25 +127,34 @@ class HuggingFaceTokenizer(TextTokenizer):
         self._forbidden[number] = False  # what has no other id may have this one
         return number, content
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Encode several texts; int32 each.
+    def encode_joined(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        """Encode several texts.
 
         Raises:
             ItemError: the tokenizer has no ids for one of the texts but such as no text may have, or none at all.
         """
-        odd = {n for n, text in enumerate(texts) if not is_plain_utf8(text)} if self._byte_ids else set()
-        given = [without_surrogates(text) for text in texts]
-        rows = []
+        odd = [n for n, text in enumerate(texts) if not is_plain_utf8(text)]
+        given = [without_surrogates(text) for text in texts] if odd else texts
+        ids, lengths = joined(self._by_library(given)) if self._words is None else self._words.encode_joined(given)
+        again = set(odd) if self._byte_ids else set()
+        if not again and self._is_clean(ids):
+            return ids, lengths
+        rows: list[Sequence[int] | Ids] = list(np.split(ids, np.cumsum(lengths)[:-1]))
+        for n, row in enumerate(rows):
+            if n in again:
+                rows[n] = self._encode_odd(texts[n])
+            elif not self._is_clean(np.asarray(row)):
+                rows[n] = self._encode_slowly(given[n])
+        return joined(rows)
+
+    def _by_library(self, texts: Sequence[str]) -> list[list[int]]:
+        """The library's ids of texts without surrogates."""
         try:
-            encoded = self._encoder.encode_batch_fast(given, add_special_tokens=False)
+            return [found.ids for found in self._encoder.encode_batch_fast(texts, add_special_tokens=False)]
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the library raises plain Exception, and on its own faults a BaseException
             raise self._unencodable(str(error)) from None
-        for n, found in enumerate(encoded):
-            ids = np.asarray(self._encode_odd(texts[n]) if n in odd else found.ids, dtype=np.int32)
-            rows.append(ids if n in odd or self._is_clean(ids) else np.asarray(self._encode_slowly(given[n]), dtype=np.int32))
-        return rows
 
     def _unencodable(self, why: str) -> ItemError:
         return ItemError("text-not-encodable", f"{self.path.name}: {why}")

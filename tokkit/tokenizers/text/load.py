@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,13 @@ def load_text_tokenizer(
         UsageError: the engine is not installed, or not for this tokenizer.
     """
     path = text_tokenizer_file(path)
+    stat = path.stat()
+    return _loaded(path, tuple(int(n) for n in reserved), engine, (stat.st_size, stat.st_mtime_ns, stat.st_ino))
+
+
+@lru_cache(maxsize=2)
+def _loaded(path: Path, reserved: tuple[int, ...], engine: str, state: tuple[int, ...]) -> TextTokenizer:
+    """The tokenizer of a file in this state; one job asks for the same one several times."""
     if engine == "gigatoken":
         if path.suffix != ".json":
             raise UsageError(f"--text-engine gigatoken is for a Hugging Face tokenizer.json, not for {path}")

@@ -17,8 +17,18 @@ import numpy as np
 import sentencepiece
 
 from tokkit.errors import DataError
-from tokkit.tokenizers.text.base import Ids, TextTokenizer, is_plain_utf8, licence_beside, text_of_bytes, without_surrogates
+from tokkit.tokenizers.text.base import (
+    Ids,
+    Lengths,
+    TextTokenizer,
+    is_plain_utf8,
+    joined,
+    licence_beside,
+    text_of_bytes,
+    without_surrogates,
+)
 from tokkit.tokenizers.text.spmodel import SPACE, PieceType, SpModel, parse_model
+from tokkit.tokenizers.text.words import WordCache, cuts_sentencepiece
 
 _NOT_CARRIED = re.compile("[\u2581\ud800-\udfff]+")
 
@@ -54,17 +64,26 @@ class SentencePieceTokenizer(TextTokenizer):
         self._exact = model.lossless
         self._bytes = _bytes_table(model) if self._exact else []
         self._byte_ids = model.byte_ids
+        self._words = WordCache(self._by_library) if cuts_sentencepiece(model) else None
         self.lossless = self._exact and self._passes_probes()
         unknown = [n for n, piece in enumerate(model.pieces) if piece.type is PieceType.UNKNOWN]
         self.unknown_id = unknown[0] if unknown and not self._exact else None
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
-        """Encode several texts on one thread; int32 each."""
+    def encode_joined(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        """Encode several texts on one thread."""
         given = list(texts) if self._exact else [without_surrogates(text) for text in texts]
         odd = {n for n, text in enumerate(given) if self._exact and not _is_carried(text)}
-        plain = iter(self._processor.Encode([t for n, t in enumerate(given) if n not in odd], out_type=int, num_threads=1))
-        rows = (self._encode_odd(text) if n in odd else next(plain) for n, text in enumerate(given))
-        return [np.asarray(row, dtype=np.int32) for row in rows]
+        plain = [text for n, text in enumerate(given) if n not in odd] if odd else given
+        ids, lengths = joined(self._by_library(plain)) if self._words is None else self._words.encode_joined(plain)
+        if not odd:
+            return ids, lengths
+        rows = iter(np.split(ids, np.cumsum(lengths)[:-1]))
+        return joined([self._encode_odd(text) if n in odd else next(rows) for n, text in enumerate(given)])
+
+    def _by_library(self, texts: Sequence[str]) -> list[list[int]]:
+        """The library's ids, on one thread."""
+        found: list[list[int]] = self._processor.Encode(list(texts), out_type=int, num_threads=1)
+        return found
 
     def _encode_odd(self, text: str) -> list[int]:
         ids: list[int] = []

@@ -1,0 +1,145 @@
+"""Texts as their words, each encoded once.
+
+Most of a text is words that came before, and encoding them again is most of the time that a tokenizer takes. Where a tokenizer
+cannot join what stands on the two sides of a *gap*, a single space between two characters that are no white space, the ids of a
+text are the ids of its words one after another, each word with the space before it. So a text is cut at its gaps, known words
+are looked up, and the tokenizer is asked for the others only.
+
+Which tokenizers cut at every gap is decided here, by what their files say:
+
+* SentencePiece BPE without normalization (:func:`cuts_sentencepiece`): merges make pieces of the vocabulary only, so where no
+  piece has a space behind another character, none reaches across a gap. (Not Unigram: its sums of scores are rounded, so which
+  of two segmentations is better may depend on what stands far away.)
+* Byte-level BPE of a ``tokenizer.json`` (:func:`cuts_huggingface`): its pre-tokenizer cuts by one of the regular expressions of
+  :data:`PATTERNS`, in which every alternative that takes a space behind something else takes only white space there, and BPE
+  works within the cuts. NFC, the one normalizer allowed, never composes or reorders across a space.
+
+The look-ahead of the expressions, ``\\s+(?!\\S)``, sees only what follows white space, and in a word white space is always
+followed by something else of the word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from threading import Lock
+from typing import Any
+
+import numpy as np
+
+from tokkit.tokenizers.text.base import Ids, Lengths
+from tokkit.tokenizers.text.spmodel import SPACE, PieceType, SpModel
+
+MAX_WORDS = 1 << 18  # that are kept; about 40 MB
+MAX_WORD = 64  # characters of a word that is kept
+_BPE = 2
+
+_CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPACES = r"\s+(?!\S)|\s+"
+_LOWER, _UPPER = r"\p{Ll}\p{Lm}\p{Lo}\p{M}", r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}"
+
+PATTERNS = frozenset(
+    {
+        # GPT-2 (Radford et al. 2019)
+        rf"'s|'t|'re|'ve|'m|'ll|'d| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|{_SPACES}",
+        rf"'(?:[sdmt]|ll|ve|re)| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|{_SPACES}",
+        # GPT-4 (cl100k), Llama 3
+        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|{_SPACES}",
+        # Qwen 2, 2.5, 3
+        rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|{_SPACES}",
+        # GPT-4o (o200k), Llama 4
+        rf"[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]*[{_LOWER}]+{_CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?[{_UPPER}]+[{_LOWER}]*"
+        rf"{_CONTRACTIONS}?|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|{_SPACES}",
+    }
+)
+
+
+def cuts_sentencepiece(model: SpModel) -> bool:
+    """Whether a SentencePiece model cuts at every gap."""
+    crossing = (
+        SPACE in piece.text.replace(" ", SPACE).lstrip(SPACE)
+        for piece in model.pieces
+        if piece.type in (PieceType.NORMAL, PieceType.USER_DEFINED, PieceType.UNUSED)
+    )
+    return model.lossless and model.model_type == _BPE and not model.suffix_spaces and not any(crossing)
+
+
+def cuts_huggingface(config: dict[str, Any]) -> bool:
+    """Whether a ``tokenizer.json``, as texts are encoded by it, cuts at every gap."""
+    model, normalizer = config["model"], config.get("normalizer")
+    pre_tokenizer = config.get("pre_tokenizer") or {}
+    steps = pre_tokenizer.get("pretokenizers") if pre_tokenizer.get("type") == "Sequence" else [pre_tokenizer]
+    if model.get("type") != "BPE" or (normalizer is not None and normalizer.get("type") != "NFC"):
+        return False
+    if (
+        not isinstance(steps, list)
+        or not steps
+        or steps[-1].get("type") != "ByteLevel"
+        or steps[-1].get("add_prefix_space", True)
+    ):
+        return False
+    if steps[-1].get("use_regex", True):
+        return all(step.get("type") == "Digits" for step in steps[:-1])
+    return len(steps) == 2 and _is_known_split(steps[0])
+
+
+def _is_known_split(step: dict[str, Any]) -> bool:
+    pattern = step.get("pattern")
+    regex = pattern.get("Regex") if isinstance(pattern, dict) else None
+    plain = step.get("type") == "Split" and step.get("behavior") == "Isolated" and not step.get("invert", False)
+    return plain and regex in PATTERNS
+
+
+class WordCache:
+    """Encodes texts by their words.
+
+    Args:
+        encode: gives the ids of several texts, each by itself; called with words that are not known.
+    """
+
+    def __init__(self, encode: Callable[[Sequence[str]], Sequence[Sequence[int] | Ids]]) -> None:
+        self._encode = encode
+        self._known: dict[str, bytes] = {}
+        self._lock = Lock()  # tokenizers may be used by several threads
+
+    def encode_joined(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        """Ids and lengths as :meth:`~tokkit.tokenizers.text.base.TextTokenizer.encode_joined` gives them."""
+        texts_of_words = [words_of(text) for text in texts]
+        with self._lock:
+            long = self._learn(texts_of_words)
+            get = self._known.__getitem__
+            rows = [b"".join(map(get, words)) for words in texts_of_words]
+            for word in long:
+                del self._known[word]
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)) // 4
+        return np.frombuffer(b"".join(rows), dtype=np.int32), lengths
+
+    def _learn(self, texts_of_words: list[list[str]]) -> list[str]:
+        """Make all words known; returns those that are not to be kept."""
+        needed = set().union(*texts_of_words)
+        new = needed - self._known.keys()
+        if len(self._known) + len(new) > MAX_WORDS:
+            self._known.clear()
+            new = needed
+        if not new:
+            return []
+        words = list(new)
+        for word, ids in zip(words, self._encode(words), strict=True):
+            self._known[word] = np.asarray(ids, dtype=np.int32).tobytes()
+        return [word for word in words if len(word) > MAX_WORD]
+
+
+def words_of(text: str) -> list[str]:
+    """A text cut at its gaps: each word but the first with the space before it; they make up the text."""
+    parts = text.split(" ")
+    if parts != text.split():  # there is other white space, or spaces beside one another or at an end
+        parts = _joined_at_no_gap(parts)
+    return [parts[0], *[" " + part for part in parts[1:]]]
+
+
+def _joined_at_no_gap(parts: list[str]) -> list[str]:
+    """Parts that were cut at spaces, put together again where the space is beside other white space or an end."""
+    open_after = [not part or part[-1].isspace() for part in parts]
+    open_before = [not part or part[0].isspace() for part in parts]
+    cuts = [n + 1 for n in range(len(parts) - 1) if not (open_after[n] or open_before[n + 1])]
+    return [" ".join(parts[a:b]) for a, b in pairwise([0, *cuts, len(parts)])]
