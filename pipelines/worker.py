@@ -8,6 +8,7 @@ with the parent; a worker whose parent is gone leaves.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import pickle
 import signal
@@ -112,6 +113,9 @@ def _work(task_file: str, connection: Connection, parent: int) -> None:
         work = _opened(task)
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
+        # What is loaded stays, and documents are freed by their reference counts: the collector need not look often.
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 20)
         _tell(connection, Ready())
         while (order := _hear(connection)) is not None:
             _tell(connection, _carried_out(work, order, lambda amounts: _tell(connection, amounts)))

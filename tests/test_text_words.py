@@ -185,8 +185,10 @@ def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         ids, lengths = cache.encode_joined([text, "y"])
         assert "".join(map(chr, ids[: lengths[0]])) == text
         assert lengths.tolist() == [len(text), 1]
-        assert len(cache._known) <= 10
-        assert max(map(len, cache._known)) <= MAX_WORD
+        kept = [*cache._young, *cache._old]
+        assert len(kept) <= 10 + len(set(text.split()) | {"y"})
+        assert max(map(len, kept)) <= MAX_WORD
+        assert asked.count("y") == 1  # what comes again and again is never forgotten
     asked.clear()
     cache.encode_joined(["y", "y z"])
     assert asked == [" z"]  # what is known is not asked for again

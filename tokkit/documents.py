@@ -137,8 +137,7 @@ class Document:
         digest = hashlib.sha256()
         for segment in self.segments:
             body = segment.text.encode("utf-8", "surrogatepass") if isinstance(segment, Text) else segment.hash.encode("ascii")
-            digest.update(f"{modality_of(segment)}:{len(body)}:".encode("ascii"))
-            digest.update(body)
+            digest.update(b"%b:%d:%b" % (modality_of(segment).encode("ascii"), len(body), body))
         return digest.hexdigest()[:32]
 
     def draw(self, *what: object) -> float:

@@ -20,8 +20,9 @@ followed by something else of the word.
 
 from __future__ import annotations
 
+import re
+from array import array
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from threading import Lock
 from typing import Any
 
@@ -30,9 +31,10 @@ import numpy as np
 from tokkit.tokenizers.text.base import Ids, Lengths
 from tokkit.tokenizers.text.spmodel import SPACE, PieceType, SpModel
 
-MAX_WORDS = 1 << 18  # that are kept; about 40 MB
+MAX_WORDS = 1 << 18  # that are kept, and those of one batch; about 50 MB
 MAX_WORD = 64  # characters of a word that is kept
 _BPE = 2
+_GAP = re.compile(r"(?<=\S)(?= \S)")
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s+(?!\S)|\s+"
@@ -93,13 +95,16 @@ def _is_known_split(step: dict[str, Any]) -> bool:
 class WordCache:
     """Encodes texts by their words.
 
+    Words are kept in two generations: when the younger one is full, the older one is forgotten, but for what was met again.
+
     Args:
         encode: gives the ids of several texts, each by itself; called with words that are not known.
     """
 
-    def __init__(self, encode: Callable[[Sequence[str]], Sequence[Sequence[int] | Ids]]) -> None:
+    def __init__(self, encode: Callable[[Sequence[str]], Sequence[Sequence[int]]]) -> None:
         self._encode = encode
-        self._known: dict[str, bytes] = {}
+        self._young: dict[str, bytes] = {}
+        self._old: dict[str, bytes] = {}
         self._lock = Lock()  # tokenizers may be used by several threads
 
     def encode_joined(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
@@ -107,39 +112,33 @@ class WordCache:
         texts_of_words = [words_of(text) for text in texts]
         with self._lock:
             long = self._learn(texts_of_words)
-            get = self._known.__getitem__
+            get = self._young.__getitem__
             rows = [b"".join(map(get, words)) for words in texts_of_words]
             for word in long:
-                del self._known[word]
+                del self._young[word]
+            if len(self._young) > MAX_WORDS // 2:
+                self._young, self._old = {}, self._young
         lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)) // 4
         return np.frombuffer(b"".join(rows), dtype=np.int32), lengths
 
     def _learn(self, texts_of_words: list[list[str]]) -> list[str]:
-        """Make all words known; returns those that are not to be kept."""
-        needed = set().union(*texts_of_words)
-        new = needed - self._known.keys()
-        if len(self._known) + len(new) > MAX_WORDS:
-            self._known.clear()
-            new = needed
-        if not new:
+        """Bring all words into the younger generation; returns those that are not to be kept."""
+        young, old = self._young, self._old
+        unknown = []
+        for word in set().union(*texts_of_words):
+            if word not in young:
+                ids = old.get(word)
+                if ids is None:
+                    unknown.append(word)
+                else:
+                    young[word] = ids
+        if not unknown:
             return []
-        words = list(new)
-        for word, ids in zip(words, self._encode(words), strict=True):
-            self._known[word] = np.asarray(ids, dtype=np.int32).tobytes()
-        return [word for word in words if len(word) > MAX_WORD]
+        for word, found in zip(unknown, self._encode(unknown), strict=True):
+            young[word] = array("i", found).tobytes()
+        return [word for word in unknown if len(word) > MAX_WORD]
 
 
 def words_of(text: str) -> list[str]:
     """A text cut at its gaps: each word but the first with the space before it; they make up the text."""
-    parts = text.split(" ")
-    if parts != text.split():  # there is other white space, or spaces beside one another or at an end
-        parts = _joined_at_no_gap(parts)
-    return [parts[0], *[" " + part for part in parts[1:]]]
-
-
-def _joined_at_no_gap(parts: list[str]) -> list[str]:
-    """Parts that were cut at spaces, put together again where the space is beside other white space or an end."""
-    open_after = [not part or part[-1].isspace() for part in parts]
-    open_before = [not part or part[0].isspace() for part in parts]
-    cuts = [n + 1 for n in range(len(parts) - 1) if not (open_after[n] or open_before[n + 1])]
-    return [" ".join(parts[a:b]) for a, b in pairwise([0, *cuts, len(parts)])]
+    return _GAP.split(text)
