@@ -33,7 +33,7 @@ def main() -> int:
         train_tokenizer(folder / "corpus" / "00000.jsonl", folder / "tokenizer.json")
         command = [sys.executable, "-m", "tokkit.cli.main", "shard", str(folder / "corpus"), "--out", str(folder / "out")]
         command += ["--text-tokenizer", str(folder / "tokenizer.json"), "--workers", str(options.workers), "--pack", "4096"]
-        command += [f"--dedup={options.dedup}"] if options.dedup else []
+        command += [f"--dedup={what}" for what in options.dedup.split(",") if what]
         begin = time.monotonic()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         peak, parts = watch(process)
