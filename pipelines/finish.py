@@ -217,8 +217,12 @@ def publish_rejects(ledger: Ledger, records: Sequence[CommitRecord]) -> None:
             keep.add(target.name)
             _check_payload(ledger, record, "rejects")
             failpoint("in-rejects")
-            with replacing(target) as temporary:
-                shutil.copyfile(ledger.payloads / file.name, temporary)
+            with (
+                replacing(target) as temporary,
+                (ledger.payloads / file.name).open("rb") as source,
+                temporary.open("xb") as copy,
+            ):
+                shutil.copyfileobj(source, copy)
     _remove_others(ledger.rejects, keep)
 
 

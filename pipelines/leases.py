@@ -18,6 +18,7 @@ failed, is committed once: payloads are named by their content, and the commit r
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import socket
@@ -196,7 +197,15 @@ class Leases:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o644)
         except FileExistsError:
             return False
-        os.write(descriptor, str(self.owner).encode())
+        content = str(self.owner).encode()
+        try:
+            if os.write(descriptor, content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            # On a full disk: a lease that says of nobody whose it is would hold everybody up until it is stale.
+            os.close(descriptor)
+            path.unlink(missing_ok=True)
+            raise
         with self._lock:
             self._held[path.name] = descriptor
         return True

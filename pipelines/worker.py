@@ -179,9 +179,10 @@ def _watch(parent: int) -> None:
 def stop_if_full(error: BaseException) -> None:
     """No other unit fares better on a full or read-only disk: stop at once, rather than encode everything in vain."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        again = "it can be written to" if error.errno == errno.EROFS else "there is space"
         raise ResumableStop(
-            f"{error.filename or 'the output'}: {error.strerror}; what is committed is safe, "
-            f"run the same command again when there is space"
+            f"{error.filename or 'the output'}: {os.strerror(error.errno)}; what is committed is safe, "
+            f"run the same command again when {again}"
         ) from error
 
 

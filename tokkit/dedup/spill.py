@@ -7,6 +7,7 @@ written at all.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,7 +98,7 @@ class Spill:
         edges = np.searchsorted(numbers[order], np.arange(self.partitions + 1))
         for partition in np.flatnonzero(np.diff(edges)):
             with self._path(int(partition)).open("ab") as file:
-                records[edges[partition] : edges[partition + 1]].tofile(file)
+                file.write(records[edges[partition] : edges[partition + 1]].tobytes())  # tofile hides the cause of an error
         self.spilled += self._buffered
         self._buffer, self._buffered = [], 0
 
@@ -108,4 +109,9 @@ def spilled_array(path: Path, dtype: npt.DTypeLike, length: int, memory: int) ->
     if length * kind.itemsize * SHARE <= memory:
         return np.zeros(length, kind)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return np.memmap(path, kind, "w+", shape=(length,))
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):  # whole, so that a full disk is an error here and not a SIGBUS at some later write
+            os.posix_fallocate(file.fileno(), 0, length * kind.itemsize)
+        else:
+            file.truncate(length * kind.itemsize)
+    return np.memmap(path, kind, "r+", shape=(length,))

@@ -36,6 +36,7 @@ from tokkit.packing.store import (
     committed_folder,
     map_array,
     read_record,
+    save_array,
     stored_file,
 )
 from tokkit.shards.native import TokenShards, map_tokens
@@ -202,7 +203,7 @@ def write_rows(
                 digest.update(data)
                 on_rows(len(out))
         borders = cu_seqlens(plan)
-        np.save(temporary / "cu_seqlens.npy", borders, allow_pickle=False)
+        save_array(temporary / "cu_seqlens.npy", borders)
         record = RowsRecord(
             format=FORMAT,
             version=VERSION,

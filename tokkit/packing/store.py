@@ -24,7 +24,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -178,6 +179,12 @@ def stored_file(path: Path, array: np.ndarray | None = None) -> StoredFile:
     return StoredFile(bytes=path.stat().st_size, sha256=sha256_file(path), dtype=dtype, shape=shape)
 
 
+def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """``np.save``, but that on a full disk its error says so (given a file, NumPy tells only how many items were written)."""
+    with path.open("wb") as file:
+        np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)
+
+
 def save_plan(plan: PackPlan, directory: Path, name: str, split: str, shards: str) -> StoredPlan:
     """Write a plan.
 
@@ -201,7 +208,7 @@ def save_plan(plan: PackPlan, directory: Path, name: str, split: str, shards: st
         for key, dtype in ARRAYS.items():
             array = np.ascontiguousarray(arrays[key], dtype=dtype)
             path = temporary / f"{key}.npy"
-            np.save(path, array, allow_pickle=False)
+            save_array(path, array)
             files[path.name] = stored_file(path, array)
         _write_left_out(temporary / LEFT_OUT, plan.left_out)
         files[LEFT_OUT] = stored_file(temporary / LEFT_OUT)

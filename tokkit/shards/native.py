@@ -123,9 +123,14 @@ class ShardWriter:
         self._temporary = {suffix: attempt_name(base.with_suffix(f".{suffix}")) for suffix in ("bin", "idx", "parquet")}
         self._bin = self._temporary["bin"].open("xb")
         self._digest = hashlib.sha256()
-        self._parquet = pq.ParquetWriter(
-            self._temporary["parquet"], DOCUMENT_SCHEMA, compression="zstd", store_schema=True, write_statistics=True
-        )
+        try:
+            self._parquet = pq.ParquetWriter(
+                self._temporary["parquet"], DOCUMENT_SCHEMA, compression="zstd", store_schema=True, write_statistics=True
+            )
+        except OSError:  # its first bytes do not fit on the disk
+            self._bin.close()
+            self._remove_temporary()
+            raise
         self._rows: list[DocumentRow] = []
         self._ids: list[bytes] = []
         self._waiting = 0  # bytes in _ids
@@ -223,6 +228,9 @@ class ShardWriter:
         for file in (self._bin, self._parquet):
             with suppress(OSError, ValueError):
                 file.close()
+        self._remove_temporary()
+
+    def _remove_temporary(self) -> None:
         for temporary in self._temporary.values():
             temporary.unlink(missing_ok=True)
 
