@@ -60,6 +60,13 @@ def show_manifest(console: Console, manifest: Manifest) -> None:
         console.print(table)
     if manifest.vocabulary_origin != "built":
         console.print(f"\nIds are those of {manifest.vocabulary_origin}: {manifest.vocabulary_size:,} in all, {manifest.dtype}")
+    if manifest.mixed is not None:
+        table = _table(console, "Numeric environments (--allow-mixed)", "fingerprint", ["units"])
+        for environment in manifest.mixed.environments:
+            table.add_row(environment.fingerprint[:12], f"{environment.units:,}")
+        console.print(table)
+        for agreement in manifest.mixed.agreements:
+            console.print(agreement.told())
     kinds = sorted({kind for split in manifest.splits.values() for kind in split.tokens_by_kind})
     table = _table(console, "Tokens", "split", ["documents", *kinds, "in all", "shards"])
     for name, split in manifest.splits.items():

@@ -33,7 +33,6 @@ class Tally:
 
     def __init__(self, vocabulary: UnifiedVocabulary, result: VerifyResult) -> None:
         self._vocabulary, self._result = vocabulary, result
-        self._media = [i for i, block in enumerate(vocabulary.blocks) if block.modality in MEDIA]
         self.documents = 0
         self._tokens = self._codes = self._equal = self._exact = 0
         self._lowest: tuple[float, str] = (1.0, "")
@@ -58,7 +57,7 @@ class Tally:
             if pair[0] != pair[1]:
                 self._problem(name, f"its span {place} is {_span(pair[0])}, encoded again {_span(pair[1])}")
                 break
-        media = self._is_media(stored.ids)
+        media = is_media(self._vocabulary, stored.ids)
         if len(stored.ids) != len(again.ids):
             shorter = min(len(stored.ids), len(again.ids))
             wrong = np.flatnonzero(stored.ids[:shorter] != again.ids[:shorter])
@@ -95,15 +94,18 @@ class Tally:
             differences=differences,
         )
 
-    def _is_media(self, ids: Ids) -> npt.NDArray[np.bool_]:
-        return np.isin(self._vocabulary.owners(ids), self._media)
-
     def _tokens_at(self, stored: Encoded, again: Encoded, at: int) -> str:
         there, here = (self._vocabulary.describe(int(e.ids[at])) if at < len(e.ids) else "the end" for e in (stored, again))
         return f"{there} in the shards, {here} encoded again"
 
     def _problem(self, name: str, message: str) -> None:
         self._result.problem(Code.REENCODE, name, message)
+
+
+def is_media(vocabulary: UnifiedVocabulary, ids: Ids) -> npt.NDArray[np.bool_]:
+    """Which ids are codes of media."""
+    media = [i for i, block in enumerate(vocabulary.blocks) if block.modality in MEDIA]
+    return np.isin(vocabulary.owners(ids), media)
 
 
 def _shown(value: object) -> str:

@@ -19,9 +19,11 @@ from tokkit.errors import ResumableStop, TokkitError
 from tokkit.failpoints import failpoint
 from tokkit.pipelines.dedup import FOLDER as INDEX
 from tokkit.pipelines.fingerprint import NAME as CONFIG
+from tokkit.pipelines.fingerprint import claimed
 from tokkit.pipelines.finish import account, add_counts, add_nested, coalesce, extrapolate, folder_digest, publish_rejects
 from tokkit.pipelines.leases import Leases
 from tokkit.pipelines.ledger import CommitRecord, Ledger
+from tokkit.pipelines.mixed import mixture
 from tokkit.pipelines.plan import Plan
 from tokkit.pipelines.prepare import Setup
 from tokkit.pipelines.progress import Progress
@@ -39,7 +41,7 @@ FINISH = "finish"
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has claimed its directory and has its plan."""
+    """A run that has claimed its directory and has its plan; with ``recorded`` it encodes nothing."""
 
     config: ShardConfig
     setup: Setup
@@ -48,6 +50,7 @@ class Run:
     ledger: Ledger
     leases: Leases
     progress: Progress
+    recorded: bool = False
 
     @property
     def complete(self) -> bool:
@@ -140,6 +143,8 @@ def _assemble(run: Run, records: list[CommitRecord]) -> Manifest:
     """Account for everything, write the shards and rejects; the manifest of these."""
     config, setup, ledger = run.config, run.setup, run.ledger
     sources = account(run.plan, records)
+    mixed = mixture(run, records)
+    began = claimed(config.out / CONFIG)
     _still_mine(run)
     splits = coalesce(config.out, ledger, records, setup.vocabulary.dtype, config.shard_tokens, run.progress)
     _still_mine(run)
@@ -154,8 +159,9 @@ def _assemble(run: Run, records: list[CommitRecord]) -> Manifest:
         layout=LayoutEntry(image=setup.layout.image, image_grid=setup.layout.image_grid),
         semantic=setup.semantic,
         semantic_fingerprint=fingerprint_of(setup.semantic),
-        numeric=setup.numeric,
-        numeric_fingerprint=fingerprint_of(setup.numeric),
+        numeric=began["numeric"],
+        numeric_fingerprint=began["numeric_fingerprint"],
+        mixed=mixed,
         tokenizers=setup.tokenizers,
         trial=trial(config, records),
         sources=sources,

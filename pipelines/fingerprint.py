@@ -4,7 +4,8 @@
 the layout and the options, and the version of tokkit's own encoding. An output directory belongs to one semantic fingerprint.
 
 *Numeric*: everything that is not meant to, but may, by rounding: versions of the decoders and of torch, the device, the
-precision and the batch shape. It is recorded with every unit, and one output does not mix two.
+precision and the batch shape. It is recorded with every unit, and one output does not mix two unless it is told to
+(:mod:`tokkit.pipelines.mixed`).
 """
 
 from __future__ import annotations
@@ -57,8 +58,13 @@ def numeric_environment(device: torch.device | None, batch_size: int, text_engin
     }
 
 
-def claim_directory(out: Path, semantic: Mapping[str, object], numeric: Mapping[str, object]) -> bool:
+def claim_directory(
+    out: Path, semantic: Mapping[str, object], numeric: Mapping[str, object], *, allow_mixed: bool = False
+) -> bool:
     """Make ``out`` this configuration's, or check that it is.
+
+    Args:
+        allow_mixed: another numeric environment is no reason to refuse.
 
     Returns:
         True where the directory was new.
@@ -86,10 +92,14 @@ def claim_directory(out: Path, semantic: Mapping[str, object], numeric: Mapping[
     for kind, now in (("semantic", semantic), ("numeric", numeric)):
         if before[f"{kind}_fingerprint"] != fingerprint_of(now):
             listed = "\n".join(f"  - {line}" for line in differences(before[kind], now))
-            about = "configuration" if kind == "semantic" else "numeric environment"
+            about, way = "configuration", ""
+            if kind == "numeric":
+                about, way = "numeric environment", "; with --allow-mixed both go into one, and their agreement is measured"
+                if allow_mixed:
+                    continue
             raise FingerprintMismatch(
                 f"{out} was made with another {about}; mixing the two would not be one data set:\n{listed}\n"
-                f"run with the same as before, or write to another --out"
+                f"run with the same as before, or write to another --out{way}"
             )
     return False
 

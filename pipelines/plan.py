@@ -15,8 +15,11 @@ from tokkit.errors import DataError, FingerprintMismatch, UsageError
 from tokkit.failpoints import failpoint
 from tokkit.pipelines.progress import Progress
 from tokkit.sources.base import Source, Unit
+from tokkit.sources.media_files import prefix_of
 from tokkit.sources.resolve import ResolvedInputs
 from tokkit.storage import write_atomic
+
+INPUTS = "inputs.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +67,9 @@ def make_plan(resolved: ResolvedInputs, directory: Path, *, unit_bytes: int, lim
     """
     sources = {source.name: source for source in resolved.sources}
     inputs = _inputs(resolved.sources)
-    inputs_path, units_path = directory / "inputs.jsonl", directory / "units.jsonl"
+    inputs_path, units_path = directory / INPUTS, directory / "units.jsonl"
     if units_path.exists():
-        _check_inputs(inputs_path, inputs)
+        check_inputs(resolved, directory)
         # The input may have been moved since: files are taken from where they are now.
         units_then = [(p, sources[p.unit.source].file_of[p.unit.file].path) for p in _read_units(units_path)]
         return Plan(sources, [replace(p, unit=replace(p.unit, path=path)) for p, path in units_then])
@@ -90,18 +93,20 @@ def make_plan(resolved: ResolvedInputs, directory: Path, *, unit_bytes: int, lim
 
 
 def check_unchanged(source: Source, unit: Unit) -> None:
-    """The unit's file is still the one that was planned; what was read of another must not be committed.
+    """The unit's file, and those that go with it, are still the ones that were planned; else nothing may be committed.
 
     Raises:
-        FingerprintMismatch: it is not.
+        FingerprintMismatch: they are not.
+        OSError: one is gone.
     """
-    planned = source.file_of[unit.file]
-    now = Path(planned.path).stat()
-    if (now.st_size, now.st_mtime_ns) != (planned.size, planned.mtime_ns):
-        raise FingerprintMismatch(
-            f"{planned.path} has changed while it was being read: restore it and run the same command again, "
-            f"or write to another --out"
-        )
+    prefix = prefix_of(Path(unit.file)).as_posix()  # what is named alike belongs to it: a sidecar, a store of pictures
+    for planned in (source.file_of[unit.file], *(file for file in source.watched if file.name.startswith(prefix))):
+        now = Path(planned.path).stat()
+        if (now.st_size, now.st_mtime_ns) != (planned.size, planned.mtime_ns):
+            raise FingerprintMismatch(
+                f"{planned.path} has changed while it was being read: restore it and run the same command again, "
+                f"or write to another --out"
+            )
 
 
 def share_out(limit: int, weights: Sequence[int]) -> list[int | None]:
@@ -123,11 +128,18 @@ def _inputs(sources: Sequence[Source]) -> list[dict[str, object]]:
     return [
         {"source": source.name, "format": source.format, **asdict(file)}
         for source in sources
-        for file in [*source.files, *source.companions()]
+        for file in [*source.files, *source.watched]
     ]
 
 
-def _check_inputs(path: Path, now: list[dict[str, object]]) -> None:
+def check_inputs(resolved: ResolvedInputs, directory: Path) -> None:
+    """The inputs are those of the plan that ``directory`` holds.
+
+    Raises:
+        FingerprintMismatch: with everything that has changed, is new or gone.
+        DataError: the list of them cannot be read.
+    """
+    path, now = directory / INPUTS, _inputs(resolved.sources)
     try:
         then = [json.loads(line) for line in path.read_text().splitlines()]
         before = {(e["source"], e["name"]): {"size": e["size"], "mtime_ns": e["mtime_ns"]} for e in then}

@@ -111,7 +111,9 @@ class Reencoder:
         now = numeric_environment(self._device if "image" in manifest.tokenizers else None, self._options.batch_size)
         _leave_out_text_engine(now, manifest)
         self._numeric = fingerprint_of(now)
-        self._differences = differences(manifest.numeric, now)
+        others = [entry.numeric for entry in manifest.mixed.environments] if manifest.mixed is not None else []
+        listed = [line for then in (manifest.numeric, *others) for line in differences(then, now)]
+        self._differences = list(dict.fromkeys(listed))
 
     def _load(self) -> UnitProcessor:
         from tokkit.pipelines.unit import UnitJob, UnitProcessor

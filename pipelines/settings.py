@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 
 from tokkit.errors import ConfigError, UsageError
 
@@ -29,7 +30,21 @@ def validated(kind: type[Config], where: str, options: Mapping[str, object]) -> 
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        raise ConfigError(where, [_line(e) for e in error.errors()]) from None
+        raise ConfigError(where, lines_of(error, kind)) from None
+
+
+def lines_of(error: ValidationError, kind: type[BaseModel], missing_is_fine: Collection[str] = ()) -> list[str]:
+    """A line for each thing that is wrong, but for what may be missing."""
+    errors = [entry for entry in error.errors() if entry["type"] != "missing" or entry["loc"][0] not in missing_is_fine]
+    return [_line(entry) + _meant(entry, kind) for entry in errors]
+
+
+def _meant(error: Mapping[str, Any], kind: type[BaseModel]) -> str:
+    """For an option that is unknown: which one may have been meant."""
+    if error["type"] != "extra_forbidden" or len(error["loc"]) != 1:
+        return ""
+    close = get_close_matches(str(error["loc"][0]).replace("-", "_"), kind.model_fields, 1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _line(error: Mapping[str, object]) -> str:
@@ -38,6 +53,26 @@ def _line(error: Mapping[str, object]) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     shown = "" if error["type"] in ("missing", "extra_forbidden") or error["input"] is None else f" (got {error['input']!r})"
     return f"{key}: {message}{shown}" if key else message
+
+
+def parsed_size(value: object) -> object:
+    """``64MB``, ``1GiB``, ``500k`` or a plain number as a number (of bytes, or tokens); what is no text is left as it is.
+
+    Raises:
+        ValueError: a text that is none of these.
+    """
+    if not isinstance(value, str):
+        return value
+    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+    number = value.strip().lower().removesuffix("b")
+    digits = number.rstrip("kmgti")
+    try:
+        return int(float(digits) * units[number[len(digits) :].strip()])
+    except (ValueError, KeyError, OverflowError):
+        raise ValueError("not a size; write for example 64MB, 1GiB or a number") from None
+
+
+Size = Annotated[int, BeforeValidator(parsed_size)]
 
 
 def from_yaml(path: Path) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
-from tokkit.errors import ResumableStop, UsageError
+from tokkit.errors import FingerprintMismatch, ResumableStop, UsageError
 from tokkit.interleave import ImageLayout, PairOrder
 from tokkit.media.images import ImageLimits
 from tokkit.packing.policy import SplitPolicy
@@ -34,11 +35,13 @@ from tokkit.pipelines.inputs import announce_ignored
 from tokkit.pipelines.leases import Leases
 from tokkit.pipelines.ledger import Ledger
 from tokkit.pipelines.meter import Meter
-from tokkit.pipelines.plan import make_plan
+from tokkit.pipelines.mixed import admit, measure
+from tokkit.pipelines.plan import INPUTS, check_inputs, make_plan
 from tokkit.pipelines.prepare import Setup, prepare
 from tokkit.pipelines.progress import Progress
+from tokkit.pipelines.settings import Size
 from tokkit.pipelines.sharing import SharedUnits
-from tokkit.pipelines.unit import UnitJob
+from tokkit.pipelines.unit import UnitJob, load_the_same
 from tokkit.shards.manifest import Manifest, load_manifest
 from tokkit.sources.resolve import ResolvedInputs, absolute_input, resolve_inputs
 from tokkit.storage import fingerprint_of, pretty_json, write_atomic
@@ -84,6 +87,7 @@ class ShardConfig(BaseModel):
         report_documents: documents that report.html shows decoded back from their tokens.
         lease_seconds: time after which a process that gives no sign is taken for dead by others on the same output.
         stall_seconds: time without progress after which a worker process is killed and its unit tried again.
+        allow_mixed: go on with an output of another numeric environment; how far the two agree is measured and written down.
         shard_index, shard_count: do only every ``shard_count``-th unit, from ``shard_index`` (see :func:`shard_part`).
     """
 
@@ -104,15 +108,15 @@ class ShardConfig(BaseModel):
     seed: int = 0
     image_limits: ImageLimits = Field(default_factory=ImageLimits)
     batch_size: int = Field(default=16, ge=1, le=4096)
-    unit_bytes: int = Field(default=64 << 20, ge=1)
-    shard_tokens: int = Field(default=256 << 20, ge=1)
+    unit_bytes: Size = Field(default=64 << 20, ge=1)
+    shard_tokens: Size = Field(default=256 << 20, ge=1)
     workers: int | None = Field(default=None, ge=0, le=1024)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     encoders: Literal["auto", "in-worker", "process"] = "auto"
     queue_depth: int = Field(default=2, ge=1, le=64)
     dedup: list[DedupKind] = Field(default_factory=list)
     near_distance: int = Field(default=4, ge=0, le=16)
-    dedup_memory: int = Field(default=1 << 30, ge=1 << 20)
+    dedup_memory: Size = Field(default=1 << 30, ge=1 << 20)
     limit: int | None = Field(default=None, ge=1)
     strict: bool = False
     max_reject_ratio: float = Field(default=0.5, gt=0.0, le=1.0)
@@ -122,6 +126,7 @@ class ShardConfig(BaseModel):
     report_documents: int = Field(default=8, ge=0, le=1000)
     lease_seconds: float = Field(default=60.0, ge=0.5, le=86400)
     stall_seconds: float = Field(default=STALL_SECONDS, ge=1, le=86400)
+    allow_mixed: bool = False
     shard_index: int | None = Field(default=None, ge=0)
     shard_count: int | None = Field(default=None, ge=1, validate_default=True)
 
@@ -131,7 +136,9 @@ class ShardConfig(BaseModel):
         if path is not None or "vocabulary_from" not in info.data:  # not there where it is wrong itself
             return path or Path()
         if info.data["vocabulary_from"] is None:
-            raise ValueError("name one; only with --vocabulary-from it may be left out, since the model has its own")
+            raise PydanticCustomError(
+                "missing", "name one; only with --vocabulary-from it may be left out, the model has its own"
+            )
         return info.data["vocabulary_from"]
 
     @field_validator("encoders")
@@ -237,16 +244,31 @@ def opened(config: ShardConfig, progress: Progress, *, recorded: bool = False) -
         setup = replace(setup, numeric=claimed(config.out / CONFIG)["numeric"])
     try:
         try:
-            claim_directory(config.out, setup.semantic, setup.numeric)
+            _claim(config, setup, resolved)
+            if fingerprint_of(setup.numeric) != claimed(config.out / CONFIG)["numeric_fingerprint"]:
+                admit(config.out, setup.numeric)
         except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(f"{config.out} cannot be written to: {error.strerror}") from None
         with Leases(config.out / "run" / "leases", config.lease_seconds) as leases:
             yield _planned(config, setup, resolved, leases, progress, recorded=recorded)
     except OSError as error:
+        where, what = error.filename2 or error.filename or config.out, os.strerror(error.errno) if error.errno else error
         raise ResumableStop(
-            f"{error.filename or config.out}: {error.strerror or error}; what is committed is safe, "
-            f"run the same command again when the cause is gone"
+            f"{where}: {what}; what is committed is safe, run the same command again when the cause is gone"
         ) from error
+
+
+def _claim(config: ShardConfig, setup: Setup, resolved: ResolvedInputs) -> None:
+    """See :func:`~tokkit.pipelines.fingerprint.claim_directory`."""
+    try:
+        claim_directory(config.out, setup.semantic, setup.numeric, allow_mixed=config.allow_mixed)
+    except FingerprintMismatch:
+        # A file that is damaged now may be taken for one of another format, which is told as what it is: a changed input.
+        before = claimed(config.out / CONFIG)["semantic"]
+        planned = (config.out / "run" / INPUTS).exists()
+        if planned and fingerprint_of({**before, "sources": setup.semantic["sources"]}) == fingerprint_of(setup.semantic):
+            check_inputs(resolved, config.out / "run")
+        raise
 
 
 def _planned(
@@ -265,7 +287,7 @@ def _planned(
         announce_ignored(resolved, progress)
         lines = (json.dumps({"path": entry.path, "why": entry.why}) + "\n" for entry in resolved.ignored)
         write_atomic(folder / "ignored.jsonl", "".join(lines))
-    return Run(config, setup, resolved, plan, ledger, leases, progress)
+    return Run(config, setup, resolved, plan, ledger, leases, progress, recorded=recorded)
 
 
 def _job_entry(config: ShardConfig) -> dict[str, object]:
@@ -289,10 +311,8 @@ def _encoder(run: Run, workers: int, meter: Meter) -> Iterator[EncoderService | 
     if not wanted or config.image_tokenizer is None or workers == 0:
         yield None
         return
-    from tokkit.tokenizers.image import load_image_tokenizer
-
     with EncoderService(
-        partial(load_image_tokenizer, config.image_tokenizer, device=device),
+        partial(load_the_same, config.image_tokenizer, device, run.setup.tokenizers["image"].fingerprint),
         batch_size=config.batch_size,
         depth=config.queue_depth,
         workers=workers,
@@ -311,10 +331,20 @@ def _encode(run: Run) -> dict[str, object]:
     records = committed(run.ledger, run.plan)
     if records:
         run.progress.log(f"going on: {len(records)} of {len(run.plan.units)} units are committed")
+    measure(run, [records[index] for index in sorted(records)])
     missing = [planned for planned in run.plan.units if planned.index not in records]
     if config.shard_count is not None:
         missing = [planned for planned in missing if planned.index % config.shard_count == config.shard_index]
-    job = UnitJob(config, run.plan.sources, setup.vocabulary, setup.layout, setup.device, fingerprint_of(setup.numeric))
+    fingerprints = {kind: entry.fingerprint for kind, entry in setup.tokenizers.items()}
+    job = UnitJob(
+        config,
+        run.plan.sources,
+        setup.vocabulary,
+        setup.layout,
+        setup.device,
+        fingerprint_of(setup.numeric),
+        fingerprints=fingerprints,
+    )
     workers = (os.cpu_count() or 1) if config.workers is None else config.workers
     dedup: DedupSummary | None = None
     if config.dedup and missing:

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tokkit.documents import Document, Failure, Outcome, Text
-from tokkit.errors import BudgetExceeded, ItemError
+from tokkit.errors import BudgetExceeded, FingerprintMismatch, ItemError
 from tokkit.failpoints import failpoint
 from tokkit.interleave import Layout, TextCodes, order_segments
 from tokkit.pipelines.assembly import Pending, Slot, codes_of, join_texts, open_picture, verdict, with_document
@@ -62,6 +62,7 @@ class UnitJob:
     Attributes:
         encoder: the encoder process that encodes pictures; None loads the image tokenizer in the worker.
         preprocessing: the image tokenizer's, where the worker does not load it.
+        fingerprints: of the tokenizers, by kind: one that has changed since the run began must not encode.
     """
 
     config: ShardConfig
@@ -73,6 +74,7 @@ class UnitJob:
     duplicates: DuplicateTable | None = None
     encoder: Endpoint | None = None
     preprocessing: Preprocessing | None = None
+    fingerprints: dict[str, str] = field(default_factory=dict)
 
     def open(self) -> UnitProcessor:
         """Load the tokenizers."""
@@ -90,6 +92,7 @@ class UnitProcessor:
         self.text: TextTokenizer = load_text_tokenizer(
             job.config.text_tokenizer, job.vocabulary.claimed, job.config.text_engine
         )
+        same_tokenizer(job.config.text_tokenizer, self.text, job.fingerprints.get("text"))
         self.duplicates = job.duplicates.open() if job.duplicates is not None else None
         self.image: ImageTokenizer | None = None
         self.preprocessing = job.preprocessing
@@ -97,6 +100,7 @@ class UnitProcessor:
             from tokkit.tokenizers.image import load_image_tokenizer
 
             self.image = load_image_tokenizer(job.config.image_tokenizer, device=job.device)
+            same_tokenizer(job.config.image_tokenizer, self.image, job.fingerprints.get("image"))
             self.preprocessing = self.image.config.preprocessing
 
     def batcher(self, alive: Callable[[], None]) -> ImageBatcher | None:
@@ -407,21 +411,40 @@ class _Attempt:
         )
 
 
+def same_tokenizer(path: Path, tokenizer: TextTokenizer | ImageTokenizer, fingerprint: str | None) -> None:
+    """Raise FingerprintMismatch where a tokenizer is not the one that the run began with (None: any is)."""
+    if fingerprint is not None and tokenizer.fingerprint != fingerprint:
+        raise FingerprintMismatch(
+            f"{path} has changed since the run began: restore it and run the same command again, or write to another --out"
+        )
+
+
+def load_the_same(path: Path, device: str, fingerprint: str) -> ImageTokenizer:
+    """Load an image tokenizer that must be the one that the run began with."""
+    from tokkit.tokenizers.image import load_image_tokenizer
+
+    tokenizer = load_image_tokenizer(path, device=device)
+    same_tokenizer(path, tokenizer, fingerprint)
+    return tokenizer
+
+
 def encode_again(
     processor: UnitProcessor,
     planned: PlannedUnit,
     documents: Iterable[Document],
     duplicates: Mapping[str, Mapping[int, Failure]] = MappingProxyType({}),
+    report: Report = lambda work: None,
 ) -> tuple[list[tuple[Ids, dict[str, Any]]], dict[str, str]]:
     """Encode some documents of a unit as a run does, in batches of the same shape, and write nothing.
 
     Args:
         duplicates: media items that were left out as duplicates, by locator and index.
+        report: called now and then, as a sign of life.
 
     Returns:
         ids and row of each that would be committed, as they are stored; and, by locator, why the others would not.
     """
-    attempt, kept = _Attempt(processor, planned, lambda work: None), _Kept()
+    attempt, kept = _Attempt(processor, planned, report), _Kept()
     attempt.write_to(kept)
     for document in documents:
         attempt.take(document, duplicates.get(document.locator, {}))

@@ -135,7 +135,41 @@ def check_fingerprints(directory: Path, manifest: Manifest, result: VerifyResult
             result.problem(Code.FINGERPRINT, CONFIG, f"has another {kind} fingerprint than {MANIFEST}: it is of another run")
         elif config and fingerprint_of(config.get(kind)) != stated:
             result.problem(Code.FINGERPRINT, CONFIG, f"its {kind} components are not those of its {kind} fingerprint")
-    result.look("fingerprints", 2)
+    for problem in _mixed_contradictions(manifest):
+        result.problem(Code.FINGERPRINT, MANIFEST, problem)
+    result.look("fingerprints", 2 if manifest.mixed is None else 1 + len(manifest.mixed.environments))
+
+
+def environments_of(manifest: Manifest) -> dict[str, int]:
+    """The numeric environments that took part, and how many units were encoded in each."""
+    if manifest.mixed is None:
+        return {manifest.numeric_fingerprint: manifest.units}
+    return {environment.fingerprint: environment.units for environment in manifest.mixed.environments}
+
+
+def _mixed_contradictions(manifest: Manifest) -> Iterator[str]:
+    """What cannot be true of environments that share an output."""
+    if manifest.mixed is None:
+        return
+    units = environments_of(manifest)
+    for environment in manifest.mixed.environments:
+        if fingerprint_of(environment.numeric) != environment.fingerprint:
+            yield f"the components of numeric environment {environment.fingerprint[:12]} are not those of its fingerprint"
+    if manifest.numeric_fingerprint not in units:
+        yield "the numeric environment that began the run is not among those that took part"
+    compared = set()
+    for agreement in manifest.mixed.agreements:
+        pair = {agreement.committed_in, agreement.encoded_again_in}
+        compared |= pair
+        if not pair <= units.keys():
+            yield f"environments were compared that did not take part: {agreement.told()}"
+        counts = [(agreement.equal_documents, agreement.documents), (agreement.equal_tokens, agreement.tokens)]
+        counts += [(agreement.equal_codes, agreement.codes), (agreement.codes, agreement.tokens)]
+        if any(not 0 <= part <= whole for part, whole in counts):
+            yield f"more is equal than was compared: {agreement.told()}"
+    at_work = {name for name, count in units.items() if count}
+    if len(at_work) > 1 and at_work - compared:
+        yield f"numeric environment {min(at_work - compared)[:12]} was not compared with any other"
 
 
 def check_vocabulary(directory: Path, manifest: Manifest, result: VerifyResult) -> UnifiedVocabulary | None:

@@ -18,7 +18,7 @@ from tokkit.documents import Outcome
 from tokkit.errors import TokkitError
 from tokkit.pipelines.findings import Code, VerifyResult
 from tokkit.pipelines.ledger import CommitRecord, Ledger
-from tokkit.pipelines.verify_files import file_problem
+from tokkit.pipelines.verify_files import environments_of, file_problem
 from tokkit.pipelines.verify_once import Once
 from tokkit.pipelines.verify_tokens import UnitPlace, UnitSums
 from tokkit.shards.manifest import Manifest
@@ -122,7 +122,7 @@ def _one(directory: Path, record: CommitRecord, manifest: Manifest, once: Once, 
     records.numeric.append(record.numeric)
     records.all.add(record)
     records.sources.setdefault(unit.source, _Sums()).add(record)
-    if record.numeric != manifest.numeric_fingerprint:
+    if record.numeric not in environments_of(manifest):
         result.problem(Code.FINGERPRINT, where, "was encoded in another numeric environment than the manifest's")
     committed = sum(s.documents for s in record.splits.values())
     if committed != record.documents.get(Outcome.COMMITTED, 0):
@@ -220,6 +220,11 @@ def check_sums(manifest: Manifest, records: Records, result: VerifyResult) -> No
         manifest.container_errors,
     )
     _compare("all sources", total, stated, result)
+    units = Counter(records.numeric)
+    for name, stated_units in environments_of(manifest).items():
+        if units[name] != stated_units:
+            message = f"says that {stated_units} units were encoded in {name[:12]}; by the commit records it is {units[name]}"
+            result.problem(Code.FINGERPRINT, "manifest.json", message)
     for split in sorted({name for unit in records.units for name in unit.splits} | manifest.splits.keys()):
         _compare_split(split, manifest, records, result)
 

@@ -87,12 +87,59 @@ class LayoutEntry(_Model):
     image_grid: tuple[int, int] | None
 
 
+class EnvironmentEntry(_Model):
+    """A numeric environment: its fingerprint and components, and how many work units were encoded in it."""
+
+    fingerprint: str
+    numeric: dict[str, object]
+    units: int
+
+
+class AgreementEntry(_Model):
+    """Documents that were committed in one numeric environment, encoded again in another, and compared.
+
+    Attributes:
+        committed_in, encoded_again_in: fingerprints of the two.
+        units: work units that the documents are from.
+        documents, equal_documents: compared, and those of them that are equal in every respect.
+        tokens, equal_tokens: of these documents; at the same place.
+        codes, equal_codes: tokens that are codes of media.
+        lowest: the smallest share of equal tokens in one document.
+    """
+
+    committed_in: str
+    encoded_again_in: str
+    units: int
+    documents: int
+    equal_documents: int
+    tokens: int
+    equal_tokens: int
+    codes: int
+    equal_codes: int
+    lowest: float
+
+    def told(self) -> str:
+        """In words."""
+        codes = f", {self.equal_codes:,} of {self.codes:,} media codes" if self.codes else ""
+        documents = f"{self.equal_documents:,} of {self.documents:,} documents from {self.units:,} units are equal"
+        pair = f"{self.committed_in[:12]} (committed) and {self.encoded_again_in[:12]} (encoded again)"
+        return f"{pair}: {documents}, {self.equal_tokens:,} of {self.tokens:,} tokens{codes}"
+
+
+class Mixed(_Model):
+    """What an output that several numeric environments share says of them: each with its units, and how far they agree."""
+
+    environments: list[EnvironmentEntry]
+    agreements: list[AgreementEntry]
+
+
 class Manifest(_Model):
     """The content of ``manifest.json``.
 
     Attributes:
         semantic: fingerprint of everything that decides the output, and its components.
-        numeric: fingerprint of the numeric environment, and its components.
+        numeric: fingerprint of the numeric environment that began the run, and its components.
+        mixed: where others took part (``--allow-mixed``), all of them; each unit's commit record names its own.
         trial: where the run was one of ``--limit N``, how much of the input it saw; such a directory is a sample.
         ignored: files of the input folders that belong to no source, counted by why (each is in ``run/ignored.jsonl``).
         vocabulary_origin: ``built``, or the released model whose ids these are.
@@ -113,6 +160,7 @@ class Manifest(_Model):
     semantic_fingerprint: str
     numeric: dict[str, object]
     numeric_fingerprint: str
+    mixed: Mixed | None = None
     tokenizers: dict[str, TokenizerEntry]
     trial: dict[str, object] | None
     sources: list[SourceTotals]

@@ -136,6 +136,11 @@ class Source(ABC):
         """Other files that documents are made from (sidecars, picture stores): watched for changes like ``files``."""
         return []
 
+    @cached_property
+    def watched(self) -> list[InputFile]:
+        """The companions as they were when this was first asked for; a run asks when it is planned."""
+        return self.companions()
+
     @abstractmethod
     def units(self, unit_bytes: int) -> Iterator[Unit]:
         """Cut the files, in order, into ranges of about ``unit_bytes``; a file that cannot be cut is one unit."""
