@@ -104,10 +104,9 @@ def size(text: str | None) -> int | None:
     """
     if text is None:
         return None
-    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
-    number = text.strip().lower().removesuffix("b")
-    digits = number.rstrip("kmgti")
+    from tokkit.pipelines.settings import parsed_size
+
     try:
-        return int(float(digits) * units[number[len(digits) :].strip()])
-    except (ValueError, KeyError, OverflowError):
-        raise typer.BadParameter(f"{text!r} is not a size; write for example 64MB, 1GiB or a number") from None
+        return int(str(parsed_size(text)))
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is {error}") from None

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from tokkit.cli.common import Debug, Json, Quiet, examples, session, size
+from tokkit.cli.common import Debug, Json, Quiet, examples, session
 
 EXAMPLES = examples(
     "tokkit shard corpus/ --out shards/ --text-tokenizer text.model --image-tokenizer vq/",
@@ -17,6 +17,8 @@ EXAMPLES = examples(
     "tokkit shard corpus/ --out trial/ --text-tokenizer text.model --limit 1000",
     "tokkit shard corpus/ --out shards/ --text-tokenizer text.model --shard-index $SLURM_ARRAY_TASK_ID --shard-count 16",
     "tokkit shard corpus/ --out shards/ --vocabulary-from chameleon/text_tokenizer.json --image-tokenizer chameleon-vq/",
+    "tokkit shard pairs/ --out shards/ --text-tokenizer text.model --image-tokenizer vq/ --recipe captions --val-fraction 0.01",
+    "tokkit shard --recipe chameleon --print-config",
 )
 
 
@@ -26,8 +28,26 @@ def register(app: typer.Typer) -> None:
 
 
 def shard(
-    inputs: Annotated[list[str], typer.Argument(help="Paths, globs or folders; FORMAT:PATH names the format.")],
-    out: Annotated[Path, typer.Option(help="Output directory; an unfinished one of the same run is gone on with.")],
+    inputs: Annotated[
+        list[str] | None, typer.Argument(show_default=False, help="Paths, globs or folders; FORMAT:PATH names the format.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Output directory; an unfinished one of the same run is gone on with.")
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Options under a name (text, captions, chameleon) or from a YAML file; --set and flags win over them.",
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Set any option of the job, e.g. image_limits.max_bytes=1000000."),
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print all options as they come together, as YAML, and do nothing else.")
+    ] = False,
     text_tokenizer: Annotated[
         Path | None,
         typer.Option(
@@ -137,6 +157,13 @@ def shard(
     stall_seconds: Annotated[
         float | None, typer.Option(show_default="300.0", help="Without progress for so long, a worker is killed and replaced.")
     ] = None,
+    allow_mixed: Annotated[
+        bool,
+        typer.Option(
+            "--allow-mixed",
+            help="Go on with an output that was begun with other versions or another device; how far both agree is measured.",
+        ),
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -144,16 +171,16 @@ def shard(
     """Turn corpora into token shards: every document exactly once, resumable, with the proof beside it."""
     with session(json=json, debug=debug, quiet=quiet, resumable=True) as run:
         from tokkit.cli.show import show_manifest, show_packs, show_summary
-        from tokkit.pipelines.settings import validated
-        from tokkit.pipelines.shard import ShardConfig, shard_part
+        from tokkit.pipelines.recipe import Recipe, load_recipe, resolve
         from tokkit.pipelines.shard import shard as job
+        from tokkit.pipelines.shard import shard_part
 
         bounds = {"max_pixels": max_pixels, "min_side": min_side, "max_aspect": max_aspect}
-        config = validated(
-            ShardConfig,
-            "tokkit shard",
+        resolved = resolve(
+            load_recipe(recipe) if recipe is not None else Recipe(),
+            set_ or [],
             {
-                "inputs": inputs,
+                "inputs": inputs or None,
                 "out": out,
                 "text_tokenizer": text_tokenizer,
                 "vocabulary_from": vocabulary_from,
@@ -167,35 +194,47 @@ def shard(
                 "val_fraction": val_fraction,
                 "seed": seed,
                 "batch_size": batch_size,
-                "unit_bytes": size(unit_size),
-                "shard_tokens": size(shard_tokens),
+                "unit_bytes": unit_size,
+                "shard_tokens": shard_tokens,
                 "workers": workers,
                 "device": device,
                 "encoders": encoders,
                 "queue_depth": queue_depth,
                 "dedup": dedup,
                 "near_distance": near_distance,
-                "dedup_memory": size(dedup_memory),
+                "dedup_memory": dedup_memory,
                 "limit": limit,
-                "strict": strict,
+                "strict": strict or None,
                 "max_reject_ratio": max_reject_ratio,
                 "max_consecutive_rejects": max_consecutive_rejects,
-                "image_limits": {key: value for key, value in bounds.items() if value is not None},
+                "image_limits": {key: value for key, value in bounds.items() if value is not None} or None,
                 "pack": pack,
                 "report_documents": report_documents,
                 "shard_index": shard_index,
                 "shard_count": shard_count,
                 "lease_seconds": lease_seconds,
                 "stall_seconds": stall_seconds,
+                "allow_mixed": allow_mixed or None,
             },
+            incomplete=print_config,
         )
-        if shard_count is not None:
+        if print_config:
+            if not run.emit({"options": resolved.options, "missing": resolved.missing}):
+                run.console.print(resolved.as_yaml(), end="", markup=False)
+            return
+        config = resolved.config
+        assert config is not None  # only where what is missing is not minded
+        if config.shard_count is not None:
             part = shard_part(config, run.progress)
             counts = {"committed": part.committed, "units": part.units}
-            if run.emit({"out": str(part.out), "part": [shard_index, shard_count], **counts, "summary": part.summary}):
+            if run.emit(
+                {"out": str(part.out), "part": [config.shard_index, config.shard_count], **counts, "summary": part.summary}
+            ):
                 return
             show_summary(run.console, part.summary)
-            run.console.print(f"part {shard_index} of {shard_count}: {part.committed} of {part.units} units are committed")
+            run.console.print(
+                f"part {config.shard_index} of {config.shard_count}: {part.committed} of {part.units} units are committed"
+            )
             run.console.print(f"once all are, `tokkit finish {part.out}` writes the shards, the manifest and the report")
             return
         result = job(config, run.progress)
