@@ -122,11 +122,9 @@ def wait_for(condition: Callable[[], object], seconds: float = 600) -> None:
 # ---- order and number of workers
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_order_of_the_units_does_not_change_a_byte(
-    world: World, clean: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
-    begun = []
+def shuffled(monkeypatch: pytest.MonkeyPatch, seed: int) -> list[int]:
+    """Have units done in random order; in which they were handed out is in the list once they are."""
+    begun: list[int] = []
 
     class Shuffled(pool.UnitQueue):  # type: ignore[type-arg]
         def __init__(self, units, sharing, done) -> None:  # type: ignore[no-untyped-def]
@@ -135,6 +133,14 @@ def test_the_order_of_the_units_does_not_change_a_byte(
             begun.extend(planned.index for planned in self._todo)
 
     monkeypatch.setattr("tokkit.pipelines.engine.UnitQueue", Shuffled)
+    return begun
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_the_order_of_the_units_does_not_change_a_byte(
+    world: World, clean: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    begun = shuffled(monkeypatch, seed)
     assert world.run(tmp_path / "out") == clean
     assert begun != sorted(begun)
 
@@ -145,6 +151,29 @@ def test_the_number_of_workers_does_not_change_a_byte(
     world: World, clean: dict[str, str], tmp_path: Path, workers: int
 ) -> None:
     assert world.run(tmp_path / "out", workers=workers) == clean
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seed", "workers", "options"),
+    [
+        (4, 3, {}),
+        (5, 4, {"encoders": "process", "queue_depth": 64}),
+        (6, 1, {"encoders": "process", "queue_depth": 1}),
+    ],
+)
+def test_neither_do_order_workers_and_queue_together(
+    world: World,
+    clean: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    workers: int,
+    options: dict[str, object],
+) -> None:
+    begun = shuffled(monkeypatch, seed)
+    assert world.run(tmp_path / "out", workers=workers, **options) == clean
+    assert begun != sorted(begun)
 
 
 # ---- several processes
