@@ -195,6 +195,20 @@ def test_the_same_history_gives_the_same_bytes(world: World, tmp_path: Path) -> 
         assert world.run(out, allow_mixed=True) == snapshot(tmp_path / "one")
 
 
+def test_what_was_left_out_as_a_duplicate_is_left_out_when_it_is_encoded_again(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.inputs[1], tmp_path / "again")
+    options = {"inputs": [world.inputs[1], str(tmp_path / "again")], "dedup": ["images"]}
+    out = tmp_path / "out"
+    shard_part(world.config(out, **options, shard_index=1, shard_count=2), SILENT)
+    with upgraded():
+        manifest = shard(world.config(out, **options, allow_mixed=True), SILENT).manifest
+    assert manifest.items["image"]["duplicate"] > 10
+    assert manifest.mixed is not None
+    (agreement,) = manifest.mixed.agreements
+    assert agreement.equal_documents == agreement.documents > 10
+    assert checked(out).ok
+
+
 @pytest.mark.slow
 def test_worker_processes_compare_too(world: World, tmp_path: Path) -> None:
     joined(world, tmp_path / "one")
@@ -225,10 +239,10 @@ def test_environments_that_were_not_compared_are_before_the_end(world: World, tm
         with upgraded():
             shard_part(world.config(out, allow_mixed=True, shard_index=0, shard_count=2), SILENT)
         world.part(out, 1, 2)
-    with pytest.raises(ResumableStop, match="2 numeric environments that were not compared"):
-        finish(FinishConfig(directory=out), SILENT)
-    assert not (out / "manifest.json").exists()
-    found = shard(world.config(out), SILENT).manifest.mixed
+        with pytest.raises(ResumableStop, match="2 numeric environments that were not compared"):
+            finish(FinishConfig(directory=out), SILENT)
+        assert not (out / "manifest.json").exists()
+        found = shard(world.config(out), SILENT).manifest.mixed
     assert found is not None
     assert found.agreements[0].equal_tokens == found.agreements[0].tokens > 0
     finish(FinishConfig(directory=out), SILENT)
