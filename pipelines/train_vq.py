@@ -195,6 +195,7 @@ class _Run:
         self.threads = threads
         self.max_seconds = config.max_minutes * 60 if config.max_minutes else None
         self.seconds_before = 0.0  # of the runs that this one goes on from
+        self.metered: dict[str, float] = {}  # by the last of these, since its last line of metrics.jsonl
 
     def run(self, pictures: Iterable[Picture | Reject]) -> TrainVQResult:
         self.config.out.mkdir(parents=True, exist_ok=True)
@@ -262,6 +263,7 @@ class _Run:
         for codes in recent:
             self.window.add(codes.numpy())
         self.seconds_before = float(state["seconds"])
+        self.metered = state.get("meter", {})
         _keep_rows(self.config.out / METRICS_FILE, self.trainer.steps)
         self.progress.log(f"going on from step {self.trainer.steps}")
 
@@ -272,6 +274,7 @@ class _Run:
             "options": json.dumps(self.config.semantic()),
             "pictures": self.pictures.digest,
             "seconds": seconds,
+            "meter": self.meter.state(),
         }
         with replacing(self.config.out / STATE_FILE) as temporary:
             torch.save(state, temporary)
@@ -290,7 +293,7 @@ class _Run:
         begin = time.monotonic() - self.seconds_before
         total, unit = (100, "%") if self.max_seconds else (config.max_steps or 0, "steps")
         shown, validation = 0.0, None
-        meter, chooser = Meter(), ThreadChooser(self.threads, torch.set_num_threads)
+        self.meter, chooser = Meter.restored(self.metered), ThreadChooser(self.threads, torch.set_num_threads)
         with (
             (config.out / METRICS_FILE).open("a", encoding="ascii") as metrics,
             self.progress.task("train-vq", total=total, unit=unit) as task,
@@ -299,10 +302,10 @@ class _Run:
             validated = int(done * VALIDATIONS)
             while done < 1:
                 factor = schedule.cosine_with_warmup(done, config.warmup)
-                meter.lr = config.peak_lr * factor
+                self.meter.lr = config.peak_lr * factor
                 step = self.trainer.step(factor)
                 self.window.add(step.codes)
-                meter.add(step.loss, step.psnr)
+                self.meter.add(step.loss, step.psnr)
                 chooser.stepped()
                 done = self._done(time.monotonic() - begin)
                 task.advance(total * done - shown)
@@ -312,8 +315,8 @@ class _Run:
                     validated = int(done * VALIDATIONS)
                     validation = self._validate()
                 if validation is not None or done >= 1 or self.trainer.steps % config.log_every == 0:
-                    self._report(metrics, task, meter, time.monotonic() - begin, validation)
-                    meter = Meter()
+                    self._report(metrics, task, time.monotonic() - begin, validation)
+                    self.meter = Meter()
                 if done < 1 and self.trainer.steps % config.checkpoint_every == 0:
                     self._checkpoint(time.monotonic() - begin)
         self.seconds = time.monotonic() - begin
@@ -326,8 +329,9 @@ class _Run:
     def _validate(self) -> Validation | None:
         return self.trainer.validate(self.held_out) if self.held_out is not None else None
 
-    def _report(self, metrics: TextIO, task: Task, meter: Meter, seconds: float, validation: Validation | None) -> None:
+    def _report(self, metrics: TextIO, task: Task, seconds: float, validation: Validation | None) -> None:
         """One line of metrics.jsonl, the figures beside the bar, and a log line where something was validated."""
+        meter = self.meter
         row = {
             "step": self.trainer.steps,
             "loss": meter.loss,

@@ -153,6 +153,29 @@ def test_a_run_that_was_killed_and_resumed_ends_with_the_same_bytes(
     assert rows[0] == rows[1]
 
 
+def test_the_first_row_after_a_resume_is_that_of_a_run_that_was_not_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the means of all steps since the last row, those before the checkpoint included."""
+    options: dict[str, object] = {"checkpoint_every": 3, "log_every": 5, "val_fraction": 0.0}
+    train(tmp_path / "whole", **options)
+    step = ImageTrainer.step
+
+    def killed(self: ImageTrainer, lr_factor: float) -> object:
+        if self.steps == 8:
+            raise _Killed
+        return step(self, lr_factor)
+
+    monkeypatch.setattr(ImageTrainer, "step", killed)
+    with pytest.raises(_Killed):
+        train(tmp_path / "cut", **options)
+    monkeypatch.undo()
+    assert len(metrics(tmp_path / "cut")) == 1
+    train(tmp_path / "cut", **options, resume=True)
+    for cut, whole in zip(metrics(tmp_path / "cut"), metrics(tmp_path / "whole"), strict=True):
+        assert {k: cut[k] for k in ("step", "loss", "psnr", "lr")} == {k: whole[k] for k in ("step", "loss", "psnr", "lr")}
+
+
 def test_resuming_needs_the_same_pictures_and_a_sound_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageTrainer, "validate", lambda *_: (_ for _ in ()).throw(_Killed()))
     with pytest.raises(_Killed):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
@@ -27,6 +28,18 @@ class Meter:
         self.steps += 1
         self._loss += loss
         self._psnr += psnr
+
+    def state(self) -> dict[str, float]:
+        """Plain numbers that :meth:`restored` goes on from."""
+        return {"steps": self.steps, "loss": self._loss, "psnr": self._psnr, "seconds": self.seconds}
+
+    @classmethod
+    def restored(cls, state: Mapping[str, float]) -> Meter:
+        """One that goes on where another was; from an empty ``state`` one that begins."""
+        meter = cls(begin=time.monotonic() - state.get("seconds", 0.0))
+        meter.steps = int(state.get("steps", 0))
+        meter._loss, meter._psnr = state.get("loss", 0.0), state.get("psnr", 0.0)
+        return meter
 
     @property
     def loss(self) -> float:
