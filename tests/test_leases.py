@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -188,3 +189,25 @@ def test_a_system_without_proc_goes_by_time(tmp_path: Path, monkeypatch: pytest.
     leave(tmp_path, "5", Owner(this_host(), 1 << 22, "1", "ab"))
     with Leases(tmp_path, 30) as leases:
         assert not leases.acquire("5")
+
+
+@pytest.mark.parametrize("written", [None, 5])
+def test_a_lease_that_a_full_disk_does_not_take_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int | None
+) -> None:
+    """Neither an empty file, which others would wait for, nor an open one."""
+
+    def full(descriptor: int, data: bytes) -> int:
+        if written is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return written
+
+    with Leases(tmp_path, 30) as leases:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        with monkeypatch.context() as patch:
+            patch.setattr(module.os, "write", full)
+            with pytest.raises(OSError, match="No space left on device"):
+                leases.acquire("5")
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert not (tmp_path / "5").exists()
+        assert leases.acquire("5")
