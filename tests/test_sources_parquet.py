@@ -448,3 +448,25 @@ def test_real_uneven_obelics(shared_data: Path) -> None:
     assert result.item_failures == {"image-not-found": 3, "path-outside-source": 1}
     assert result.counted == 8
     assert {file.stem for file in path.parent.glob("*.parquet")} == {*BAD_HF, path.stem}
+
+
+@pytest.mark.parametrize("format_name", ["hf_parquet", "obelics"])
+def test_counting_gives_signs_of_life(tmp_path: Path, format_name: str) -> None:
+    """At least one a row group."""
+    path, signs = tmp_path / "0.parquet", [0]
+    if format_name == "obelics":
+        strings = pa.list_(pa.string())
+        columns = {"images": pa.array([[None, "a.png"]] * 20, strings), "texts": pa.array([["t", None]] * 20, strings)}
+        write_parquet(path, columns | {"general_metadata": pa.array(["{}"] * 20)})
+    else:
+        media = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        write_parquet(path, {"image": pa.array([{"bytes": b"x", "path": "a.png"}] * 20, media), "text": ["t"] * 20})
+    source = source_of(format_name, path)
+    (unit,) = source.units(1 << 30)
+
+    def alive() -> None:
+        signs[0] += 1
+
+    census = source.census(unit, alive)
+    assert (census.documents, census.items) == (20, {"image": 20})
+    assert signs[0] >= 10

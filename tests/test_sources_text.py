@@ -347,3 +347,18 @@ def test_real_bad_text(shared_data: Path) -> None:
         "empty.txt": "empty-document",
     }
     assert {document.id for document in result.good} == {"mojibake.txt", "one_line_1MB.txt", "blank_only.txt"}
+
+
+def test_counting_a_large_gzip_gives_signs_of_life(tmp_path: Path) -> None:
+    """48 MB of text in one unit: at least one sign in every few of them, also within one long line."""
+    path, signs = tmp_path / "a.jsonl.gz", [0]
+    line = json.dumps({"text": "x" * 1000}) + "\n"
+    path.write_bytes(gzip.compress((line * 24_000 + json.dumps({"text": "y" * (24 << 20)})).encode(), 1))
+    source = source_of("jsonl", path)
+    (unit,) = source.units(1 << 20)
+
+    def alive() -> None:
+        signs[0] += 1
+
+    assert source.census(unit, alive).documents == 24_001
+    assert 9 <= signs[0] <= 100

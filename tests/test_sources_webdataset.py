@@ -448,3 +448,21 @@ def test_scattered_real_tar_equals_the_good_one(shared_data: Path) -> None:
     folder = shared_data / "bad" / "tar"
     good, scattered = (read_all(source_of("webdataset", folder / f"{name}.tar")) for name in ("good", "interleaved_members"))
     assert [document.hash for document in scattered.good] == [document.hash for document in good.good]
+
+
+def test_counting_gives_signs_of_life(tmp_path: Path) -> None:
+    """While the headers are listed, and while the texts are read; the list is not made again for another unit of the tar."""
+    path, signs = tmp_path / "0.tar", [0]
+    path.write_bytes(tar_bytes(samples(40)))
+    source = source_of("webdataset", path)
+    first, *others = source.units(20_000)
+
+    def alive() -> None:
+        signs[0] += 1
+
+    counted = [source.census(first, alive).documents]
+    assert signs[0] >= 3 * 40 + counted[0]  # type: ignore[operator]
+    signs[0] = 0
+    counted += [source.census(unit, alive).documents for unit in others]
+    assert sum(counted) == 40  # type: ignore[arg-type]
+    assert signs[0] == sum(counted[1:])  # type: ignore[arg-type]

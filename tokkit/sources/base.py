@@ -18,13 +18,19 @@ Rules for every source:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 from tokkit.documents import Document
+
+Alive = Callable[[], None]
+
+
+def silent() -> None:
+    """Where nobody waits for a sign of life."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,5 +156,9 @@ class Source(ABC):
         """Stream the documents of a unit."""
 
     @abstractmethod
-    def census(self, unit: Unit) -> Census:
-        """Count the unit's documents and media items, apart from ``read``."""
+    def census(self, unit: Unit, alive: Alive = silent) -> Census:
+        """Count the unit's documents and media items, apart from ``read``.
+
+        ``alive`` is called at every step, at least once in a few megabytes: a worker that gives no sign for minutes is taken to
+        hang, and killed. It costs next to nothing.
+        """

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from tokkit.documents import Audio, Document, Failure, Image, Media, Outcome, Text
 from tokkit.errors import ItemError
-from tokkit.sources.base import Unit
+from tokkit.sources.base import Alive, Unit
 from tokkit.sources.media_files import FilesBelow
 from tokkit.sources.parquet import ParquetSource, RowReader, has_binary
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, metadata_of, printable
@@ -121,14 +121,14 @@ class _PairRows(RowReader):
         found = self._files.read(Path(unit.path).parent, path, modality)
         return make(None, name, found) if isinstance(found, Failure) else make(found, name)
 
-    def count_items(self, parquet: pq.ParquetFile, groups: list[int]) -> dict[str, int]:
-        """Media values that are not null; empty where some row's text cannot be read, for then the row is no document."""
+    def count_items(self, parquet: pq.ParquetFile, group: int, alive: Alive) -> dict[str, int] | None:
+        """Media values that are not null; None where some row's text cannot be read, for then the row is no document."""
         leaves = [f"{name}.{_smallest(parquet.schema_arrow.field(name).type)}" for name in self._media]
-        table = parquet.read_row_groups(groups, columns=[*leaves, *self._others], use_threads=False)
+        table = parquet.read_row_group(group, columns=[*leaves, *self._others], use_threads=False)
         try:
             table.select(self._others).validate(full=True)
         except pa.ArrowInvalid:
-            return {}
+            return None
         items: dict[str, int] = {}
         for name, modality in self._media.items():
             count = pc.sum(table.column(name).is_valid()).as_py() or 0

@@ -15,13 +15,14 @@ from typing import BinaryIO, ClassVar
 
 from tokkit.documents import Document, Text
 from tokkit.errors import ItemError
-from tokkit.sources.base import Census, ContainerDamage, Source, Unit, UnitReader
+from tokkit.sources.base import Alive, Census, ContainerDamage, Source, Unit, UnitReader, silent
 from tokkit.sources.gzipstream import GzipDamage, gunzip
 from tokkit.sources.lines import LineSplitter, line_start, read_lines
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, failed_document, metadata_of, parse_json, printable
 
 TEXT_FIELDS = ("text", "content", "raw_content")
 _BOM = b"\xef\xbb\xbf"
+_ALIVE_BYTES = 4 << 20  # that a count goes through between two signs of life
 
 
 class JsonlSource(Source):
@@ -44,7 +45,7 @@ class JsonlSource(Source):
         """A document a line; blank lines are none."""
         return _GzipReader(unit) if _is_gzip(unit.file) else _PlainReader(unit)
 
-    def census(self, unit: Unit) -> Census:
+    def census(self, unit: Unit, alive: Alive = silent) -> Census:
         """Count the lines that are not blank."""
         if _is_gzip(unit.file) and unit.bytes == 0:
             return Census(None)  # gzip's own reader takes no bytes for an empty stream
@@ -52,7 +53,7 @@ class JsonlSource(Source):
             with gzip.open(unit.path) if _is_gzip(unit.file) else Path(unit.path).open("rb") as stream:
                 stream.seek(unit.start)
                 stop = None if _is_gzip(unit.file) else unit.stop
-                return Census(_count_lines(stream, unit.start, stop))  # type: ignore[arg-type]
+                return Census(_count_lines(stream, unit.start, stop, alive))  # type: ignore[arg-type]
         except (EOFError, gzip.BadGzipFile, zlib.error):
             return Census(None)
 
@@ -61,15 +62,18 @@ def _is_gzip(name: str) -> bool:
     return name.lower().endswith(".gz")
 
 
-def _count_lines(stream: BinaryIO, place: int, stop: int | None) -> int:
+def _count_lines(stream: BinaryIO, place: int, stop: int | None, alive: Alive) -> int:
     """Lines that are not blank up to ``stop``, read cut by the file object's own ``readline``."""
-    count, blank = 0, True
+    count, blank, told = 0, True, place
     while stop is None or place < stop:
         part = stream.readline(1 << 20)
         if not part:
             break
         said = part.removeprefix(_BOM) if place == 0 else part
         place += len(part)
+        if place - told >= _ALIVE_BYTES:
+            told = place
+            alive()
         if said.strip() and blank:
             count, blank = count + 1, False
         if part.endswith(b"\n"):

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from tokkit.documents import Document, Failure, Image, Outcome, Segment, Text
 from tokkit.errors import ItemError
-from tokkit.sources.base import ContainerDamage, InputFile, Unit
+from tokkit.sources.base import Alive, ContainerDamage, InputFile, Unit
 from tokkit.sources.media_files import FilesBelow, UrlStore, companions_of, prefix_of
 from tokkit.sources.parquet import ParquetSource, RowReader
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, metadata_of, parse_json, printable
@@ -132,13 +132,11 @@ class _ObelicsRows(RowReader):
         if self._store is not None:
             self._store.close()
 
-    def count_items(self, parquet: pq.ParquetFile, groups: list[int]) -> dict[str, int]:
-        """Places of ``images`` that are set; empty where any row is irregular, for only reading tells what becomes of it."""
+    def count_items(self, parquet: pq.ParquetFile, group: int, alive: Alive) -> dict[str, int] | None:
+        """Places of ``images`` that are set; None where any row is irregular, for only reading tells what becomes of it."""
         inline = pa.types.is_struct(parquet.schema_arrow.field("images").type.value_type)
         leaf = [f"images.list.element.{_smallest(parquet.schema_arrow)}"] if inline else ["images"]
-        table = parquet.read_row_groups(
-            groups, columns=[*leaf, *self.columns[self.columns.index("texts") :]], use_threads=False
-        )
+        table = parquet.read_row_group(group, columns=[*leaf, *self.columns[self.columns.index("texts") :]], use_threads=False)
         images, texts = table.column("images"), table.column("texts")
         lengths = pc.equal(pc.list_value_length(images), pc.list_value_length(texts))
         set_images, set_texts = pc.list_flatten(images).is_valid(), pc.list_flatten(texts).is_valid()
@@ -148,14 +146,15 @@ class _ObelicsRows(RowReader):
             or pc.any(pc.equal(set_images, set_texts)).as_py()
             or pc.any(pc.equal(pc.list_value_length(texts), 0)).as_py()
         ):
-            return {}
+            return None
         try:
             table.drop_columns(["images"]).validate(full=True)
             for name in set(_COLUMNS[2:]) & set(table.column_names):
-                for value in table.column(name).to_pylist():
-                    _json_value(value)
+                for value in table.column(name):
+                    alive()
+                    _json_value(value.as_py())
         except (pa.ArrowInvalid, ItemError):
-            return {}
+            return None
         return {"image": pc.sum(set_images).as_py() or 0}
 
 

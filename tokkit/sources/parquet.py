@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from tokkit.documents import Document
 from tokkit.errors import ItemError
-from tokkit.sources.base import Census, ContainerDamage, Source, Unit, UnitReader
+from tokkit.sources.base import Alive, Census, ContainerDamage, Source, Unit, UnitReader, silent
 from tokkit.sources.untrusted import failed_document, metadata_of, not_utf8_message
 
 BATCH_ROWS = 16
@@ -94,8 +94,8 @@ class RowReader(ABC):
         """The document of a row; raises ItemError where the row is none."""
 
     @abstractmethod
-    def count_items(self, parquet: pq.ParquetFile, groups: list[int]) -> dict[str, int]:
-        """Media items in the row groups, by modality, counted by column; empty where that cannot be told."""
+    def count_items(self, parquet: pq.ParquetFile, group: int, alive: Alive) -> dict[str, int] | None:
+        """Media items in a row group, by modality, counted by column; None where that cannot be told."""
 
     def ends(self, unit: Unit) -> Iterator[ContainerDamage]:
         """Damage of companions that this unit answers for, after its documents."""
@@ -140,7 +140,7 @@ class ParquetSource(Source):
         """One document a row."""
         return _ParquetReader(self, unit)
 
-    def census(self, unit: Unit) -> Census:
+    def census(self, unit: Unit, alive: Alive = silent) -> Census:
         """Rows by the footer; media items by their columns' own validity, where the format can tell."""
         try:
             with pq.ParquetFile(unit.path) as parquet:
@@ -148,11 +148,24 @@ class ParquetSource(Source):
                 metadata = parquet.metadata
                 groups = range(unit.start, min(unit.stop, metadata.num_row_groups))
                 documents = sum(metadata.row_group(group).num_rows for group in groups)
-                return Census(documents, reader.count_items(parquet, list(groups)) if groups else {})
+                return Census(documents, _items(reader, parquet, groups, alive))
         except (pa.ArrowException, OSError, ItemError) as error:
             if not is_damage(error):
                 raise
             return Census(None)
+
+
+def _items(reader: RowReader, parquet: pq.ParquetFile, groups: Iterable[int], alive: Alive) -> dict[str, int]:
+    """Media items in the row groups; empty where those of one cannot be told."""
+    items: dict[str, int] = {}
+    for group in groups:
+        alive()
+        counted = reader.count_items(parquet, group, alive)
+        if counted is None:
+            return {}
+        for modality, count in counted.items():
+            items[modality] = items.get(modality, 0) + count
+    return items
 
 
 class _ParquetReader(UnitReader):

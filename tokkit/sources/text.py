@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from tokkit.documents import Document, Text
 from tokkit.errors import ItemError
-from tokkit.sources.base import Census, ContainerDamage, Source, Unit, UnitReader
+from tokkit.sources.base import Alive, Census, ContainerDamage, Source, Unit, UnitReader, silent
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, decode_text, failed_document
 
 
@@ -26,7 +26,7 @@ class TextSource(Source):
         """The file's document."""
         return _TextReader(unit)
 
-    def census(self, unit: Unit) -> Census:
+    def census(self, unit: Unit, alive: Alive = silent) -> Census:
         """A file is a document, whatever it holds."""
         return Census(1, {})
 

@@ -11,13 +11,12 @@ from __future__ import annotations
 import errno
 import tarfile
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from tokkit.documents import Audio, Document, Image, Media, Text
 from tokkit.errors import ItemError
-from tokkit.sources.base import Census, ContainerDamage, InputFile, Source, Unit, UnitReader
+from tokkit.sources.base import Alive, Census, ContainerDamage, InputFile, Source, Unit, UnitReader, silent
 from tokkit.sources.samples import Sample, group_samples, lost_samples
 from tokkit.sources.sidecar import SidecarReader, find_sidecar
 from tokkit.sources.tarindex import Member, TarIndex, tar_index, tidy_name
@@ -54,15 +53,16 @@ class WebDatasetSource(Source):
         """Documents of the samples that begin in the range; the last range adds the damage and the sidecar's rows."""
         return _TarReader(unit)
 
-    def census(self, unit: Unit) -> Census:
+    def census(self, unit: Unit, alive: Alive = silent) -> Census:
         """Count samples by the headers that :mod:`tarfile` finds, and media items of those whose texts can be read."""
-        samples = _foreign_samples(unit.path, *_stamp(unit.path))
+        samples = _foreign_samples(unit.path, alive)
         if samples is None:
             return Census(None)
         counted = [sample for sample in samples if unit.start <= sample.offset < unit.stop]
         items: dict[str, int] = {}
         with Path(unit.path).open("rb") as file:
             for sample in counted:
+                alive()
                 document = build_document(unit, sample, _reading(file, media=False))
                 for media in document.media:
                     modality = "image" if isinstance(media, Image) else "audio"
@@ -199,13 +199,28 @@ def _stamp(path: str) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-@lru_cache(maxsize=2)
-def _foreign_samples(path: str, size: int, mtime_ns: int) -> list[Sample] | None:
-    """The samples as the standard library's reader lists the members; None where the tar is damaged or ends early."""
+def _foreign_samples(path: str, alive: Alive) -> list[Sample] | None:
+    """The samples as the standard library's reader lists the members; None where the tar is damaged or ends early.
+
+    The last two tars are remembered until they change, for their other units.
+    """
+    stamp = (path, *_stamp(path))
+    if stamp not in _listed:
+        while len(_listed) > 1:
+            del _listed[next(iter(_listed))]
+        _listed[stamp] = _list_samples(path, stamp[1], alive)
+    return _listed[stamp]
+
+
+_listed: dict[tuple[str, int, int], list[Sample] | None] = {}  # by path, size and modification time
+
+
+def _list_samples(path: str, size: int, alive: Alive) -> list[Sample] | None:
     members = []
     try:
         with tarfile.open(path, "r:", encoding="utf-8", errors="backslashreplace") as tar:
             for info in tar:
+                alive()
                 kind = "folder" if info.isdir() else "file" if info.isfile() and not info.issparse() else "other"
                 name = tidy_name(info.name)
                 members.append(Member(name, kind, info.offset, info.offset_data, info.size))
@@ -214,6 +229,12 @@ def _foreign_samples(path: str, size: int, mtime_ns: int) -> list[Sample] | None
         return None
     with Path(path).open("rb") as file:  # tarfile ends quietly where there is no further header, whatever the reason
         file.seek(end)
-        if size - end < 1024 or any(any(chunk) for chunk in iter(lambda: file.read(1 << 20), b"")):
+        if size - end < 1024 or any(any(chunk) for chunk in _chunks(file, alive)):
             return None
     return group_samples(members)
+
+
+def _chunks(file: BinaryIO, alive: Alive) -> Iterator[bytes]:
+    while chunk := file.read(1 << 20):
+        alive()
+        yield chunk
