@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tokkit
+from tokkit.dedup.decisions import Decisions
 from tokkit.documents import Outcome
 from tokkit.errors import ResumableStop, TokkitError
 from tokkit.failpoints import failpoint
 from tokkit.pipelines.dedup import FOLDER as INDEX
+from tokkit.pipelines.dedup import current_decisions
 from tokkit.pipelines.fingerprint import NAME as CONFIG
 from tokkit.pipelines.fingerprint import claimed
 from tokkit.pipelines.finish import account, add_counts, add_nested, coalesce, extrapolate, folder_digest, publish_rejects
@@ -84,7 +86,7 @@ def complete(run: Run) -> dict[str, SplitResult]:
 def _complete(run: Run) -> dict[str, SplitResult]:
     out = run.config.out
     if not run.complete:
-        records = committed(run.ledger, run.plan)
+        records = committed(run)
         missing = [planned.index for planned in run.plan.units if planned.index not in records]
         if missing:
             raise ResumableStop(_missing(run, missing))
@@ -107,9 +109,18 @@ def _complete(run: Run) -> dict[str, SplitResult]:
     return packs
 
 
-def committed(ledger: Ledger, plan: Plan) -> dict[int, CommitRecord]:
-    """The records of the units that are done, by index."""
-    found = {planned.index: ledger.done(planned.index, planned.unit) for planned in plan.units}
+def committed(run: Run) -> dict[int, CommitRecord]:
+    """The records of the units that are done, by index; none where duplicates have to be looked for first."""
+    decisions = current_decisions(run) if run.config.dedup else None
+    if decisions is None and run.config.dedup and not run.complete:
+        return {}
+    return commit_records(run.ledger, run.plan, decisions)
+
+
+def commit_records(ledger: Ledger, plan: Plan, decisions: Decisions | None = None) -> dict[int, CommitRecord]:
+    """The commit records of a plan's units, by index; with ``decisions`` only those that were made under these."""
+    digests = {} if decisions is None else {planned.index: decisions.digest(planned.index) for planned in plan.units}
+    found = {p.index: ledger.done(p.index, p.unit, digests.get(p.index)) for p in plan.units}
     return {index: record for index, record in found.items() if record is not None}
 
 
@@ -125,6 +136,11 @@ def ranges(numbers: list[int]) -> str:
 
 
 def _missing(run: Run, missing: list[int]) -> str:
+    if run.config.dedup and current_decisions(run) is None:
+        return (
+            f"{run.config.out}: what comes again is not decided, or has to be decided anew because a document was found to "
+            f"kill; run `tokkit shard` with the same options, then again"
+        )
     first = run.plan.units[missing[0]].unit
     shown = ranges(missing)
     return (

@@ -2,8 +2,8 @@
 
 Every unit is indexed (:mod:`tokkit.pipelines.indexing`), by the same workers that encode later; then one file of decisions is
 made from all indexes (:mod:`tokkit.dedup.find`). Both lie in ``run/index`` until the run is finished. An index is a function of
-its unit, and the decisions are one of the indexes, so neither workers nor restarts nor the memory given change a byte of them:
-what is there and whole is taken, what is not is made again.
+its unit and of what is known there to kill, and the decisions are one of the indexes, so neither workers nor restarts nor the
+memory given change a byte of them: what is there and whole is taken, what is not is made again.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Literal
 from tokkit.dedup.decisions import Decisions
 from tokkit.dedup.index import UnitIndex
 from tokkit.dedup.perceptual import require_imagehash
-from tokkit.errors import DataError
+from tokkit.errors import DataError, ResumableStop
 from tokkit.failpoints import failpoint
-from tokkit.pipelines.duplicates import DECISIONS, DuplicateTable, index_path
+from tokkit.pipelines.duplicates import DECISIONS, DuplicateTable, basis_of, index_path
 from tokkit.pipelines.engine import run_units
 from tokkit.pipelines.indexing import IndexedUnit, IndexTask, identity
 from tokkit.pipelines.leases import Leases
@@ -30,6 +30,7 @@ from tokkit.pipelines.ledger import Ledger
 from tokkit.pipelines.plan import PlannedUnit
 from tokkit.pipelines.task import Busy, Done, Mine
 from tokkit.pipelines.work import Work
+from tokkit.shards.manifest import NAME as MANIFEST
 from tokkit.storage import remove_attempts
 
 if TYPE_CHECKING:
@@ -39,7 +40,10 @@ if TYPE_CHECKING:
 DedupKind = Literal["documents", "texts", "images", "near-images"]
 KINDS: tuple[DedupKind, ...] = ("documents", "texts", "images", "near-images")
 
+OF_PICTURES: tuple[DedupKind, ...] = ("images", "near-images")
+
 FOLDER = "index"
+LEASE = "dedup"
 _SCRATCH = "scratch-"
 
 
@@ -67,33 +71,157 @@ class DedupSummary:
     duplicates: dict[str, int]
 
 
-def deduplicate(run: Run, workers: int) -> tuple[DuplicateTable, DedupSummary]:
-    """Index what is not indexed, with whoever else is at work on it, and decide.
+def current_decisions(run: Run) -> Decisions | None:
+    """The decisions that are there, if they rest on what is known now."""
+    with suppress(DataError, FileNotFoundError):
+        target = run.config.out / "run" / FOLDER / DECISIONS
+        return Decisions.open(target, len(run.plan.units), basis=basis_of(run.ledger.all_poison()), check=True)
+    return None
 
-    Raises:
-        ResumableStop, BudgetExceeded, TokkitError: as :func:`tokkit.pipelines.engine.run_units`.
+
+def duplicate_table(run: Run) -> DuplicateTable:
+    """What workers need to look decisions up."""
+    return DuplicateTable(run.config.out / "run" / FOLDER, tuple(planned.unit.source for planned in run.plan.units))
+
+
+class Deduplicator:
+    """Indexes and decides, with whoever else is at work on it, and adds up what that took.
+
+    It is asked again where a document was found to kill while it was encoded: others may be duplicates of that one, and it will
+    not be in the output. Its unit is then indexed without it, and everything is decided anew; so the decisions are those of a
+    run that knew of the document from the beginning.
     """
-    folder = run.config.out / "run" / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    if not run.leases.others_at_work():
-        _clean(folder)
-    begin = time.monotonic()
-    work = _index(run, workers, folder)
-    failpoint("indexed")
-    indexed = time.monotonic()
-    with run.leases.hold("dedup", lambda holder: run.progress.log(f"waiting for {holder}, which looks for duplicates")):
-        decisions = _decisions(run, folder)
-    failpoint("decided")
-    kinds = zip(KINDS, decisions.by_kind(), strict=True)
-    by_kind: dict[str, int] = {kind: int(count) for kind, count in kinds if kind in run.config.dedup}
-    return DuplicateTable(folder, tuple(p.unit.source for p in run.plan.units)), DedupSummary(
-        index_seconds=round(indexed - begin, 3),
-        group_seconds=round(time.monotonic() - indexed, 3),
-        documents=work.documents,
-        images=work.images,
-        stage_seconds={stage: round(seconds, 3) for stage, seconds in sorted(work.seconds.items())},
-        duplicates=by_kind,
-    )
+
+    def __init__(self, run: Run, workers: int) -> None:
+        self._run, self._workers = run, workers
+        self._folder = run.config.out / "run" / FOLDER
+        self._work, self._index_seconds, self._group_seconds = Work(), 0.0, 0.0
+        self._by_kind: dict[str, int] = {}
+
+    def decide(self) -> Decisions:
+        """Index what is not indexed and decide, unless that is done.
+
+        Raises:
+            ResumableStop, BudgetExceeded, TokkitError: as :func:`tokkit.pipelines.engine.run_units`.
+        """
+        run = self._run
+        while not run.complete:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if not run.leases.others_at_work():
+                _clean(self._folder)
+            basis = basis_of(run.ledger.all_poison())
+            begin = time.monotonic()
+            self._index()
+            failpoint("indexed")
+            self._index_seconds += time.monotonic() - begin
+            begin = time.monotonic()
+            with run.leases.hold(LEASE, lambda holder: run.progress.log(f"waiting for {holder}, which looks for duplicates")):
+                decisions = self._group(basis)
+            self._group_seconds += time.monotonic() - begin
+            if decisions is not None:
+                failpoint("decided")
+                kinds = zip(KINDS, decisions.by_kind(), strict=True)
+                self._by_kind = {kind: int(count) for kind, count in kinds if kind in run.config.dedup}
+                return decisions
+        raise ResumableStop(f"another process has brought {run.config.out} to its end")
+
+    def summary(self) -> DedupSummary:
+        """What it took so far."""
+        return DedupSummary(
+            index_seconds=round(self._index_seconds, 3),
+            group_seconds=round(self._group_seconds, 3),
+            documents=self._work.documents,
+            images=self._work.images,
+            stage_seconds={stage: round(seconds, 3) for stage, seconds in sorted(self._work.seconds.items())},
+            duplicates=self._by_kind,
+        )
+
+    def _index(self) -> None:
+        """Index the units that are not."""
+        run = self._run
+        config, plan = run.config, run.plan
+        sharing = SharedIndexing(run.ledger, run.leases, self._folder)
+        missing = [planned for planned in plan.units if sharing.find(planned) is None]
+        if missing and len(missing) < len(plan.units):
+            run.progress.log(f"going on: {len(plan.units) - len(missing)} of {len(plan.units)} units are indexed")
+        refusing = run.setup.tokenizers["text"].kind != "sentencepiece"
+        task = IndexTask(config, plan.sources, run.setup.vocabulary, self._folder, refusing)
+        units = Counter[str]()
+        with run.progress.task("index", total=sum(p.unit.bytes for p in missing) / 1e6, unit="MB") as bar:
+
+            def show() -> None:
+                bar.fields(docs=f"{self._work.documents:,}", images=f"{self._work.images:,}")
+
+            def report(work: Work) -> None:
+                bar.advance(work.bytes / 1e6)
+                self._work.add(work)
+                show()
+
+            def lost(work: Work) -> None:
+                bar.advance(-work.bytes / 1e6)
+                self._work = self._work.without(work)
+                show()
+
+            def indexed(planned: PlannedUnit, unit: IndexedUnit) -> None:
+                units["done"] += 1
+                bar.fields(units=f"{units['done']:,}")
+
+            run_units(
+                task,
+                missing,
+                self._workers,
+                report,
+                indexed,
+                sharing=sharing,
+                stall_seconds=config.stall_seconds,
+                lost=lost,
+                rest="everything else is indexed, but nothing is encoded before all of it is",
+            )
+
+    def _group(self, basis: bytes) -> Decisions | None:
+        """The decisions, made now or before; None where the indexes have to be looked at again first.
+
+        That is so where something was found to kill meanwhile, and where this process was suspended and has lost its lease, and
+        maybe its files, to another.
+        """
+        run = self._run
+        if basis_of(run.ledger.all_poison()) != basis:
+            return None
+        there = current_decisions(run)
+        if there is not None:
+            return there
+        from tokkit.dedup.find import find_duplicates
+
+        target, units = self._folder / DECISIONS, run.plan.units
+        try:
+            with (
+                run.progress.task("group", unit="steps") as bar,
+                TemporaryDirectory(prefix=_SCRATCH, dir=self._folder, ignore_cleanup_errors=True) as scratch,
+            ):
+
+                def tick() -> None:
+                    if not run.leases.mine(LEASE):
+                        raise _LostError
+                    bar.advance()
+
+                find_duplicates(
+                    [index_path(self._folder, planned.index) for planned in units],
+                    target,
+                    scratch=Path(scratch),
+                    memory=run.config.dedup_memory,
+                    distance=run.config.near_distance if "near-images" in run.config.dedup else None,
+                    basis=basis,
+                    tick=tick,
+                )
+            return Decisions.open(target, len(units), basis=basis)
+        except (_LostError, OSError, DataError):
+            if run.leases.mine(LEASE):
+                raise
+            return None
+
+
+class _LostError(Exception):
+    """Another process has taken the lease over: this one was suspended."""
 
 
 def _clean(folder: Path) -> None:
@@ -103,33 +231,11 @@ def _clean(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _index(run: Run, workers: int, folder: Path) -> Work:
-    """Index the units that are not; returns the work done here."""
-    config, plan = run.config, run.plan
-    sharing = SharedIndexing(run.ledger, run.leases, folder)
-    missing = [planned for planned in plan.units if sharing.find(planned) is None]
-    if missing and len(missing) < len(plan.units):
-        run.progress.log(f"going on: {len(plan.units) - len(missing)} of {len(plan.units)} units are indexed")
-    refusing = run.setup.tokenizers["text"].kind != "sentencepiece"
-    task = IndexTask(config, plan.sources, run.setup.vocabulary, folder, refusing)
-    done, units = Work(), Counter[str]()
-    with run.progress.task("index", total=sum(p.unit.bytes for p in missing) / 1e6, unit="MB") as bar:
-
-        def report(work: Work) -> None:
-            bar.advance(work.bytes / 1e6)
-            done.add(work)
-            bar.fields(docs=f"{done.documents:,}", images=f"{done.images:,}")
-
-        def indexed(planned: PlannedUnit, unit: IndexedUnit) -> None:
-            units["done"] += 1
-            bar.fields(units=f"{units['done']:,}")
-
-        run_units(task, missing, workers, report, indexed, sharing=sharing, stall_seconds=config.stall_seconds)
-    return done
-
-
 class SharedIndexing:
-    """Units to be indexed, shared between processes: done is what has an index, and one is at a unit who has its lease."""
+    """Units to be indexed, shared between processes: done is what has an index, and one is at a unit who has its lease.
+
+    Where another process has finished the whole run and removed the indexes, everything is done.
+    """
 
     def __init__(self, ledger: Ledger, leases: Leases, folder: Path) -> None:
         self._ledger, self._leases, self._folder = ledger, leases, folder
@@ -142,15 +248,19 @@ class SharedIndexing:
                 return Busy()
             found = self.find(planned)  # written and given back in between
             if found is None:
-                return Mine(replace(planned, poison=self._ledger.poison(planned.index, planned.unit)))
+                return Mine(self._known(planned))
             self._leases.release(_lease(planned))
         return Done(found)
 
     def find(self, planned: PlannedUnit) -> IndexedUnit | None:
         with suppress(DataError, FileNotFoundError):
-            index = UnitIndex.open(index_path(self._folder, planned.index), identity(planned))
+            index = UnitIndex.open(index_path(self._folder, planned.index), identity(self._known(planned)))
             return IndexedUnit(planned.index, index.documents)
-        return None
+        return IndexedUnit(planned.index, 0) if (self._ledger.out / MANIFEST).exists() else None
+
+    def _known(self, planned: PlannedUnit) -> PlannedUnit:
+        """With the documents that are known to kill."""
+        return replace(planned, poison=self._ledger.poison(planned.index, planned.unit))
 
     def drop(self, planned: PlannedUnit) -> None:
         self._leases.release(_lease(planned))
@@ -161,25 +271,3 @@ class SharedIndexing:
 
 def _lease(planned: PlannedUnit) -> str:
     return f"index-{planned.index:05d}"
-
-
-def _decisions(run: Run, folder: Path) -> Decisions:
-    """The decisions, made now or before."""
-    config, target, units = run.config, folder / DECISIONS, len(run.plan.units)
-    with suppress(DataError, FileNotFoundError):
-        return Decisions.open(target, units, check=True)
-    from tokkit.dedup.find import find_duplicates
-
-    with (
-        run.progress.task("group", unit="steps") as bar,
-        TemporaryDirectory(prefix=_SCRATCH, dir=folder, ignore_cleanup_errors=True) as scratch,
-    ):
-        find_duplicates(
-            [index_path(folder, planned.index) for planned in run.plan.units],
-            target,
-            scratch=Path(scratch),
-            memory=config.dedup_memory,
-            distance=config.near_distance if "near-images" in config.dedup else None,
-            tick=bar.advance,
-        )
-    return Decisions.open(target, units)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from tokkit.dedup.index import UnitIndex
 from tokkit.dedup.records import BYTES, CONTENT, LOOKS, TEXT
 from tokkit.documents import Document, Failure, Original, Outcome, modality_of
 from tokkit.errors import DataError
+from tokkit.pipelines.ledger import Ledger
+from tokkit.storage import fingerprint_of
 
 DECISIONS = "decisions"
 MOST_OPEN = 128  # indexes that are mapped at a time
@@ -37,6 +40,20 @@ def recorded_duplicates(rejects: Path) -> dict[str, dict[int, Failure]]:
     return found
 
 
+def basis_of(poison: Mapping[int, Sequence[int]]) -> bytes:
+    """What decisions rest on besides the units and the options, which do not change: the documents that are known to kill.
+
+    Args:
+        poison: their positions, by unit.
+    """
+    return bytes.fromhex(fingerprint_of(sorted((unit, sorted(positions)) for unit, positions in poison.items())))
+
+
+def outdated(decisions: Decisions, ledger: Ledger) -> bool:
+    """Whether something that kills has been found since the decisions were made."""
+    return decisions.basis != basis_of(ledger.all_poison())
+
+
 def index_path(folder: Path, unit: int) -> Path:
     """A unit's index."""
     return folder / f"{unit:05d}.index"
@@ -55,7 +72,7 @@ class DuplicateTable:
     sources: tuple[str, ...]
 
     def open(self) -> OpenTable:
-        """Map the file of decisions."""
+        """Map the file of decisions, as it lies there now."""
         return OpenTable(self)
 
 
@@ -85,10 +102,15 @@ class OpenTable:
 
 
 class UnitDuplicates:
-    """The duplicates of one unit, asked for by the document's position: how many the reader yielded before it."""
+    """The duplicates of one unit, asked for by the document's position: how many the reader yielded before it.
+
+    Attributes:
+        digest: what the commit record says of the decisions that the unit was done under.
+    """
 
     def __init__(self, table: OpenTable, unit: int, decisions: Decisions) -> None:
         self._table, self._unit = table, unit
+        self.digest = decisions.digest(unit)
         self._found: dict[int, dict[int, tuple[int, int, int, int]]] = {}
         for position, item, kind, *of in decisions.of_unit(unit).tolist():
             self._found.setdefault(position, {})[item] = (kind, *of)

@@ -22,7 +22,7 @@ from tokkit.errors import ResumableStop
 from tokkit.pipelines.batching import Encodes
 from tokkit.pipelines.encoder import Endpoint, State, serve
 from tokkit.pipelines.work import Report, Work
-from tokkit.pipelines.worker import LOADING_SECONDS, Death, Failed, Ready, death_of, raise_error, start
+from tokkit.pipelines.worker import LOADING_SECONDS, Death, Failed, Ready, death_of, end, raise_error, start
 
 DEATHS_OF_A_BATCH = 2  # then it is refused
 REFUSED = 256  # batches that are remembered: a batch that was refused is not sent again
@@ -112,7 +112,7 @@ class EncoderService:
             self._replace(death_of(self._process.exitcode))
         elif now - self._state.turned > limit:
             self._process.kill()
-            self._process.join()
+            end(self._process)
             self._replace(Death("hang"))
 
     def _hear(self) -> None:
@@ -162,10 +162,7 @@ class EncoderService:
         self._tell()
         self._connection.close()
         self._process.terminate()
-        self._process.join(timeout=5)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        end(self._process)
         shutil.rmtree(self._folder, ignore_errors=True)
 
 

@@ -24,12 +24,13 @@ from tokkit.pipelines.poison import Examiner
 from tokkit.pipelines.pool import Pool, Trouble, UnitQueue
 from tokkit.pipelines.task import Alone, Result, Service, Sharing, UnitTask, UnitWork
 from tokkit.pipelines.threads import one_thread
-from tokkit.pipelines.work import Report
+from tokkit.pipelines.work import Report, Work
 from tokkit.pipelines.worker import TRANSIENT, WorkerError, message_of, stop_if_full
 
 __all__ = ["STALL_SECONDS", "UnitTask", "UnitWork", "WorkerError", "run_units"]
 
 STALL_SECONDS = 300.0
+REST = "everything else is committed"
 SHOWN = 10  # units that a message names
 
 
@@ -44,6 +45,8 @@ def run_units(
     stall_seconds: float = STALL_SECONDS,
     service: Service | None = None,
     alone: UnitTask[Result] | None = None,
+    lost: Report = lambda work: None,
+    rest: str = REST,
 ) -> None:
     """Do all units; returns when every one is done.
 
@@ -57,6 +60,9 @@ def run_units(
         service: what the task needs beside its workers; it is closed once these are through.
         alone: does the same as the task, without the service: for units that are put aside, so that it is their own process
             which dies of them.
+        lost: called with the work of an attempt that came to nothing, all of which had been reported: it is done again, or
+            was only a probe.
+        rest: what is to be told of all other units where some cannot be done.
 
     Raises:
         ResumableStop: something outside of the data stood in the way; what is committed stays.
@@ -68,35 +74,35 @@ def run_units(
     queue = UnitQueue(units, sharing, done)
     undone: list[tuple[PlannedUnit, str]] = []
     if workers == 0:
-        undone = _run_here(alone, queue, report)
+        undone = _run_here(alone, queue, report, lost)
     else:
-        troubles = Pool(task, min(workers, len(units)), queue, report, stall_seconds, service).run()
+        troubles = Pool(task, min(workers, len(units)), queue, report, lost, stall_seconds, service).run()
         if service is not None:
             service.close()
         for trouble in troubles:
             if queue.done_elsewhere(trouble.planned):
                 continue
-            outcome = Examiner(alone, sharing, report, stall_seconds, trouble).settle()
+            outcome = Examiner(alone, sharing, report, lost, stall_seconds, trouble).settle()
             if not isinstance(outcome, str):
                 queue.done(trouble.planned, outcome.result)
             elif not queue.done_elsewhere(trouble.planned):
                 undone.append((trouble.planned, outcome))
     if undone:
-        raise ResumableStop(_told(undone))
+        raise ResumableStop(_told(undone, rest))
 
 
-def _told(undone: list[tuple[PlannedUnit, str]]) -> str:
+def _told(undone: list[tuple[PlannedUnit, str]], rest: str) -> str:
     lines = [
         f"{planned.unit.source}/{planned.unit.file} cannot be read or encoded just now: {problem}"
         for planned, problem in undone[:SHOWN]
     ]
     if len(undone) > SHOWN:
         lines.append(f"(and {len(undone) - SHOWN} more units)")
-    lines.append("everything else is committed; run the same command again when the cause is gone")
+    lines.append(f"{rest}; run the same command again when the cause is gone")
     return "\n".join(lines)
 
 
-def _run_here(task: UnitTask[Result], queue: UnitQueue[Result], report: Report) -> list[tuple[PlannedUnit, str]]:
+def _run_here(task: UnitTask[Result], queue: UnitQueue[Result], report: Report, lost: Report) -> list[tuple[PlannedUnit, str]]:
     """Do units in this process; returns those that met a transient error twice, and the error."""
     work = task.open()
     with one_thread():
@@ -105,18 +111,25 @@ def _run_here(task: UnitTask[Result], queue: UnitQueue[Result], report: Report) 
             planned = queue.next()
             if planned is None:
                 time.sleep(queue.poll_seconds)
-            elif (problem := _try(work, planned, queue, report)) is not None:
+            elif (problem := _try(work, planned, queue, report, lost)) is not None:
                 aside.append(Trouble(planned, problem))
-        again = [(trouble.planned, _try(work, trouble.planned, queue, report)) for trouble in aside]
+        again = [(trouble.planned, _try(work, trouble.planned, queue, report, lost)) for trouble in aside]
         return [(planned, problem) for planned, problem in again if problem is not None]
 
 
-def _try(work: UnitWork[Result], planned: PlannedUnit, queue: UnitQueue[Result], report: Report) -> str | None:
+def _try(work: UnitWork[Result], planned: PlannedUnit, queue: UnitQueue[Result], report: Report, lost: Report) -> str | None:
     """Do a unit; the message of a transient error, or None."""
+    told = Work()
+
+    def hear(amounts: Work) -> None:
+        told.add(amounts)
+        report(amounts)
+
     try:
-        result = work.process(planned, report)
+        result = work.process(planned, hear)
     except TRANSIENT as error:
         stop_if_full(error)
+        lost(told)
         return None if queue.done_elsewhere(planned) else message_of(error)
     queue.done(planned, result)
     return None

@@ -66,13 +66,17 @@ class IndexTask:
 
 
 def identity(planned: PlannedUnit) -> dict[str, object]:
-    """What a unit's index is of, besides the options, which the output directory belongs to."""
+    """What a unit's index is of, besides the options, which the output directory belongs to.
+
+    What is known to kill is part of it: such a document takes no part.
+    """
     unit = planned.unit
     return {
         "unit": planned.index,
         "source": unit.source,
         "file": unit.file,
         "range": [unit.start, unit.stop],
+        "poison": [poison.position for poison in planned.poison],
     }
 
 

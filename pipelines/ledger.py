@@ -68,6 +68,7 @@ class CommitRecord(BaseModel):
         consumed: share of the unit that was read (below 1 only in a trial).
         splits: what the unit adds to each split.
         numeric: fingerprint of the numeric environment it was encoded in.
+        decisions: digest of what had been decided about duplicates in the unit; None without ``--dedup``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -84,6 +85,7 @@ class CommitRecord(BaseModel):
     consumed: float
     splits: dict[str, SplitCounts]
     numeric: str
+    decisions: str | None = None
 
 
 @dataclass
@@ -208,10 +210,12 @@ class Ledger:
         except ValidationError as error:
             raise DataError(f"{path} is damaged: {error.errors()[0]['msg']}") from None
 
-    def done(self, unit_index: int, unit: Unit) -> CommitRecord | None:
+    def done(self, unit_index: int, unit: Unit, decisions: str | None = None) -> CommitRecord | None:
         """The record of a unit whose payload is there; a record that names a payload which is not is no commit.
 
-        Once there is a manifest the payloads are in the shards, and may be gone.
+        Nor is one that was made when something else was decided about the unit's duplicates than what ``decisions`` is the
+        digest of; None takes any. Once there is a manifest the payloads are in the shards, and may be gone, and what the
+        manifest was made from is final.
         """
         record = self.read(unit_index)
         if record is None:
@@ -219,15 +223,17 @@ class Ledger:
         entry = record.unit
         if (entry.source, entry.file, entry.start, entry.stop) != (unit.source, unit.file, unit.start, unit.stop):
             raise VerificationError(f"{self._path(unit_index)} is of another unit ({entry.source}/{entry.file})")
-        for file in record.payload.values():
-            path = self.payloads / file.name
-            if not path.exists() or path.stat().st_size != file.bytes:
-                # The manifest is looked for second: a process that has just written it removes the payloads next.
-                return record if (self.out / MANIFEST).exists() else None
-        return record
+        if decisions in (None, record.decisions) and all(self._is_there(file) for file in record.payload.values()):
+            return record
+        # The manifest is looked for second: a process that has just written it removes the payloads next.
+        return record if (self.out / MANIFEST).exists() else None
+
+    def _is_there(self, file: ShardFile) -> bool:
+        path = self.payloads / file.name
+        return path.exists() and path.stat().st_size == file.bytes
 
     def forget(self, unit_index: int) -> None:
-        """Remove the record of a unit whose payload is lost, so that the unit is done again; only with the unit's lease."""
+        """Remove a record that is no commit, so that the unit is done again; only with the unit's lease."""
         self._path(unit_index).unlink(missing_ok=True)
 
     def poison(self, unit_index: int, unit: Unit) -> tuple[Poison, ...]:
@@ -235,17 +241,23 @@ class Ledger:
         path = self.poisons / f"{unit_index:05d}.json"
         if not path.exists():
             return ()
-        try:
-            record = PoisonRecord.model_validate(read_json(path))
-        except ValidationError as error:
-            raise DataError(f"{path} is damaged: {error.errors()[0]['msg']}; remove it") from None
+        record = _poison_record(path)
         if (record.source, record.file, record.start, record.stop) != (unit.source, unit.file, unit.start, unit.stop):
             raise VerificationError(f"{path} is of another unit ({record.source}/{record.file}); remove it")
         return tuple(Poison(entry.position, entry.cause) for entry in record.documents)
 
+    def all_poison(self) -> dict[int, list[int]]:
+        """Of each unit that has any, the positions of the documents that are known to kill."""
+        paths = sorted(path for path in self.poisons.glob("*.json") if path.stem.isdecimal())
+        return {int(path.stem): [entry.position for entry in _poison_record(path).documents] for path in paths}
+
     def add_poison(self, unit_index: int, unit: Unit, poison: Sequence[Poison]) -> None:
-        """Write down which documents of a unit kill, so that a later run does not die of them again."""
-        documents = [PoisonEntry(position=p.position, cause=p.cause) for p in poison]
+        """Write down which documents of a unit kill, so that a later run does not die of them again.
+
+        What is known stays known: a process that was suspended may not know all of it.
+        """
+        known = {p.position: p for p in (*self.poison(unit_index, unit), *poison)}
+        documents = [PoisonEntry(position=p, cause=known[p].cause) for p in sorted(known)]
         record = PoisonRecord(source=unit.source, file=unit.file, start=unit.start, stop=unit.stop, documents=documents)
         write_atomic(self.poisons / f"{unit_index:05d}.json", pretty_json(record.model_dump(mode="json")))
 
@@ -258,6 +270,13 @@ class Ledger:
 
     def _path(self, unit_index: int) -> Path:
         return self.commits / f"{unit_index:05d}.json"
+
+
+def _poison_record(path: Path) -> PoisonRecord:
+    try:
+        return PoisonRecord.model_validate(read_json(path))
+    except ValidationError as error:
+        raise DataError(f"{path} is damaged: {error.errors()[0]['msg']}; remove it") from None
 
 
 def unit_entry(index: int, unit: Unit, format_name: str) -> UnitEntry:

@@ -25,8 +25,12 @@ NOTE_EVERY = 10.0  # seconds between two lines of metrics.jsonl that are no unit
 class Meter:
     """Adds up what the workers report: the progress line, ``run/metrics.jsonl``, the reject budget and the summary.
 
-    ``run/metrics.jsonl`` has a line for each unit that is done (``"event": "unit"``), and every ten seconds one with all that
-    the run has done so far (``"event": "progress"``).
+    ``run/metrics.jsonl`` has a line for each unit that this process has done (``"event": "unit"``), and every ten seconds one
+    with all that it has done so far (``"event": "progress"``). The work of attempts that came to nothing is taken off again,
+    and told by itself in the summary, whose other amounts are those of the commit records.
+
+    Attributes:
+        records: of all units that are known to be done, by index; it is given those there were at the beginning.
     """
 
     def __init__(
@@ -37,22 +41,22 @@ class Meter:
         todo: Sequence[PlannedUnit],
         workers: int,
     ) -> None:
-        self._config, self._progress, self._records = config, progress, records
+        self._config, self._progress, self.records = config, progress, records
         self._todo, self._workers = todo, workers
-        self._resumed, self._elsewhere = len(records), 0
+        self._resumed = len(records)
+        self._mine: dict[int, CommitRecord] = {}  # units that were done here
+        self._elsewhere: set[int] = set()
         self._counts, self._reasons = Counter[str](), Counter[str]()
         for record in records.values():
             self._count(record)
-        self._work = Work()
+        self._work, self._lost = Work(), Work()
         self._metrics = config.out / "run" / "metrics.jsonl"
         self._begin = self._noted = time.monotonic()
 
     def __enter__(self) -> Meter:
-        total = sum(p.unit.bytes for p in self._todo) / 1e6
-        if self._config.limit is not None:
-            total = float(sum(p.quota or 0 for p in self._todo))
         self._unit = "documents" if self._config.limit is not None else "MB"
-        self._task = self._progress.start("encode", total, self._unit)
+        self._total = sum(self._size(planned) for planned in self._todo)
+        self._task = self._progress.start("encode", self._total, self._unit)
         self._file = self._metrics.open("a", encoding="ascii")
         try:
             self._check_budget()  # of what earlier runs committed
@@ -65,21 +69,54 @@ class Meter:
         self._progress.finish(self._task)
         self._file.close()
 
+    def _size(self, planned: PlannedUnit) -> float:
+        """What a unit adds to the bar."""
+        return float(planned.quota or 0) if self._unit == "documents" else planned.unit.bytes / 1e6
+
     def _count(self, record: CommitRecord) -> None:
         self._counts.update(record.documents)
         self._reasons.update(record.reasons)
 
+    def _discount(self, record: CommitRecord) -> None:
+        self._counts -= Counter(record.documents)
+        self._reasons -= Counter(record.reasons)
+
+    def again(self, units: Sequence[PlannedUnit]) -> None:
+        """Some units have to be done again, or for the first time, before the run is through."""
+        for planned in units:
+            record = self.records.pop(planned.index, None)
+            if record is not None:
+                self._discount(record)
+            if planned.index in self._mine:
+                self.lost(_work_of(self._mine.pop(planned.index)))
+            elif planned.index in self._elsewhere:
+                self._elsewhere.remove(planned.index)
+                self._task.advance(-self._size(planned))
+            else:
+                self._resumed -= record is not None
+                self._total += self._size(planned)
+                self._task.total(self._total)
+
+    def lost(self, work: Work) -> None:
+        """Work that was reported, and came to nothing."""
+        self._lost.add(work)
+        self._advance(work, -1)
+        self._show()
+
+    def _advance(self, work: Work, sign: int = 1) -> None:
+        self._task.advance(sign * (work.documents if self._unit == "documents" else work.bytes / 1e6))
+
     def report(self, work: Work) -> None:
         self._work.add(work)
         self._show()
-        self._task.advance(work.documents if self._unit == "documents" else work.bytes / 1e6)
+        self._advance(work)
         if time.monotonic() - self._noted >= NOTE_EVERY:
             self._noted = time.monotonic()
             self._note("progress", self._so_far())
 
     def _show(self) -> None:
         """The figures beside the bar."""
-        work, elapsed = self._work, max(time.monotonic() - self._begin, 1e-9)
+        work, elapsed = self._work.without(self._lost), max(time.monotonic() - self._begin, 1e-9)
         by_kind = ", ".join(f"{kind} {count / elapsed:,.0f}" for kind, count in work.kinds.most_common() if kind != "marker")
         shown = {
             "docs": f"{work.documents:,} ({work.documents / elapsed:,.0f}/s)",
@@ -99,15 +136,15 @@ class Meter:
 
     def _so_far(self) -> dict[str, object]:
         """What this run has done since it began, for ``run/metrics.jsonl``."""
-        seconds = time.monotonic() - self._begin
+        seconds, work = time.monotonic() - self._begin, self._work.without(self._lost)
         entry = {
             "seconds": round(seconds, 3),
-            "documents": self._work.documents,
-            "images": self._work.images,
-            "tokens_by_kind": dict(sorted(self._work.kinds.items())),
-            "input_bytes": round(self._work.bytes),
+            "documents": work.documents,
+            "images": work.images,
+            "tokens_by_kind": dict(sorted(work.kinds.items())),
+            "input_bytes": round(work.bytes),
             "outcomes": {str(k): n for k, n in sorted(self._counts.items())},
-            "stage_seconds": {k: round(v, 3) for k, v in self._work.seconds.items()},
+            "stage_seconds": {k: round(v, 3) for k, v in work.seconds.items()},
         }
         if self._work.encoder_batches:
             entry["encoder"] = self._encoder_entry(seconds)
@@ -126,21 +163,23 @@ class Meter:
         return {"batches": self._work.encoder_batches, "busy": round(busy, 4), "queue_fill": round(full, 4)}
 
     def elsewhere(self, planned: PlannedUnit) -> None:
-        """A unit that another process has done: there is less to do here."""
-        self._elsewhere += 1
-        self._task.advance(planned.quota or 0 if self._unit == "documents" else planned.unit.bytes / 1e6)
+        """A unit that another process has done, and tells of: there is less to do here."""
+        self._elsewhere.add(planned.index)
+        self._task.advance(self._size(planned))
 
     def done(self, planned: PlannedUnit, record: CommitRecord) -> None:
-        self._records[planned.index] = record
+        self.records[planned.index] = record
         self._count(record)
-        unit = {
-            "unit": planned.index,
-            "source": planned.unit.source,
-            "file": planned.unit.file,
-            "documents": record.documents,
-            "tokens": sum(s.tokens for s in record.splits.values()),
-        }
-        self._note("unit", unit)
+        if planned.index not in self._elsewhere:
+            self._mine[planned.index] = record
+            unit = {
+                "unit": planned.index,
+                "source": planned.unit.source,
+                "file": planned.unit.file,
+                "documents": record.documents,
+                "tokens": sum(s.tokens for s in record.splits.values()),
+            }
+            self._note("unit", unit)
         self._show()
         self._check_budget()
 
@@ -155,27 +194,45 @@ class Meter:
                 f"The rejects are in run/payloads/*.rejects.jsonl; mend the input or raise the ratio"
             )
 
-    def summary(self, seconds: float, workers: int, trial: dict[str, object] | None) -> dict[str, object]:
-        """This run's own figures: what it did, how fast, and which stage took the time."""
-        work = self._work
-        stages = {stage: round(work.seconds.get(stage, 0.0), 3) for stage in STAGES}
+    def summary(self, seconds: float, trial: dict[str, object] | None) -> dict[str, object]:
+        """This run's own figures: what it did, how fast, and which stage took the time.
+
+        Amounts are those of the units that were done here, as committed; ``stage_seconds`` all that was spent, and ``lost`` the
+        work of attempts that came to nothing.
+        """
+        stages = {stage: round(self._work.seconds.get(stage, 0.0), 3) for stage in STAGES}
         busiest = max(stages, key=lambda s: stages[s])
+        work = Work()
+        for record in self._mine.values():
+            work.add(_work_of(record))
         entry: dict[str, object] = {
-            "units": len(self._todo) - self._elsewhere,
+            "units": len(self._mine),
             "resumed_units": self._resumed,
-            "units_done_elsewhere": self._elsewhere,
-            "workers": workers,
+            "units_done_elsewhere": len(self._elsewhere),
+            "workers": self._workers,
             "seconds": round(seconds, 3),
-            "documents": work.documents,
-            "images": work.images,
-            "tokens": work.tokens,
+            **_amounts(work),
             "input_bytes": round(work.bytes),
+            "lost": _amounts(self._lost),
             "stage_seconds": stages,
             "bound_by": busiest if stages[busiest] > 0 else None,
         }
-        if work.encoder_batches:
+        if self._work.encoder_batches:
             entry["encoder"] = self._encoder_entry(seconds)
         if trial is not None and work.bytes > 0:
             scale = float(str(trial["input_bytes"])) / work.bytes
             entry["estimated_hours"] = round(seconds * scale / 3600, 4)
         return entry
+
+
+def _amounts(work: Work) -> dict[str, int]:
+    return {"documents": work.documents, "images": work.images, "tokens": work.tokens}
+
+
+def _work_of(record: CommitRecord) -> Work:
+    """What a unit came to, as committed: pictures are those that were encoded and are in the output."""
+    work = Work(documents=sum(record.documents.values()), images=record.items.get("image", {}).get(Outcome.COMMITTED, 0))
+    for split in record.splits.values():
+        work.kinds.update(split.tokens_by_kind)
+    work.bytes = record.unit.bytes * record.consumed
+    return work

@@ -40,14 +40,20 @@ class Examiner(Generic[Result]):
 
     Args:
         trouble: the unit, and what became of it before.
-        report: called with the work done, as ever.
+        report, lost: called with the work done and with that which came to nothing, as ever; that of a probe always does.
     """
 
     def __init__(
-        self, task: UnitTask[Result], sharing: Sharing[Result], report: Report, stall_seconds: float, trouble: Trouble
+        self,
+        task: UnitTask[Result],
+        sharing: Sharing[Result],
+        report: Report,
+        lost: Report,
+        stall_seconds: float,
+        trouble: Trouble,
     ) -> None:
         self._task, self._sharing, self._stall_seconds = task, sharing, stall_seconds
-        self._told, self._at = report, ""
+        self._told, self._lost, self._at = report, lost, ""
         self._planned: PlannedUnit = trouble.planned
         self._worker: Worker[Result] | None = None
         self._documents = self._probes = 0  # documents that the last worker had taken; probes so far
@@ -93,6 +99,8 @@ class Examiner(Generic[Result]):
         worker = self._worker = self._worker or Worker(self._task, self._stall_seconds)
         outcome = carry_out(worker, order, self._report)
         self._documents = worker.documents
+        if isinstance(order, Probe) or not isinstance(outcome, Finished):
+            self._lost(worker.told)
         if isinstance(outcome, Death):
             self._worker, self._death = None, outcome
         elif isinstance(outcome, Failed) and not outcome.transient:

@@ -95,7 +95,12 @@ class UnitQueue(Generic[Result]):
 
 
 class Pool(Generic[Result]):
-    """``count`` worker processes, kept up, and what each is at."""
+    """``count`` worker processes, kept up, and what each is at.
+
+    Args:
+        report: called with the work done, as workers tell of it.
+        lost: called with the work of an attempt that came to nothing, which had been reported.
+    """
 
     def __init__(
         self,
@@ -103,11 +108,12 @@ class Pool(Generic[Result]):
         count: int,
         queue: UnitQueue[Result],
         report: Report,
+        lost: Report,
         stall_seconds: float,
         service: Service | None = None,
     ) -> None:
         self._task, self._count, self._queue, self._service = task, count, queue, service
-        self._report, self._stall_seconds = report, stall_seconds
+        self._report, self._lost, self._stall_seconds = report, lost, stall_seconds
         self._workers: list[Worker[Result]] = []
         self._deaths: defaultdict[int, list[Death]] = defaultdict(list)
         self._troubles: list[Trouble] = []
@@ -148,6 +154,7 @@ class Pool(Generic[Result]):
             self._killed = 0
             self._queue.done(order.planned, message.result)
         elif message.transient:
+            self._lost(worker.told)
             self._troubles.append(Trouble(order.planned, message.message))
         else:
             raise_error(message)
@@ -171,6 +178,7 @@ class Pool(Generic[Result]):
                 )
         if order is None:
             return
+        self._lost(worker.told)
         deaths = self._deaths[order.planned.index]
         deaths.append(death)
         if len(deaths) < DEATHS_OF_A_UNIT:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,22 +21,31 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from tokkit.errors import FingerprintMismatch, ResumableStop, UsageError
+from tokkit.dedup.decisions import Decisions
+from tokkit.errors import DataError, FingerprintMismatch, ResumableStop, UsageError
 from tokkit.interleave import ImageLayout, PairOrder
 from tokkit.media.images import ImageLimits
 from tokkit.packing.policy import SplitPolicy
-from tokkit.pipelines.completion import Run, committed, complete, trial
-from tokkit.pipelines.dedup import DedupKind, DedupSummary, check_dedup, deduplicate, normal_kinds
+from tokkit.pipelines.completion import Run, commit_records, committed, complete, trial
+from tokkit.pipelines.dedup import (
+    OF_PICTURES,
+    DedupKind,
+    Deduplicator,
+    check_dedup,
+    duplicate_table,
+    normal_kinds,
+)
+from tokkit.pipelines.duplicates import outdated
 from tokkit.pipelines.encoder_service import EncoderService
 from tokkit.pipelines.engine import STALL_SECONDS, run_units
 from tokkit.pipelines.fingerprint import NAME as CONFIG
 from tokkit.pipelines.fingerprint import claim_directory, claimed
 from tokkit.pipelines.inputs import announce_ignored
 from tokkit.pipelines.leases import Leases
-from tokkit.pipelines.ledger import Ledger
+from tokkit.pipelines.ledger import CommitRecord, Ledger
 from tokkit.pipelines.meter import Meter
 from tokkit.pipelines.mixed import admit, measure
-from tokkit.pipelines.plan import INPUTS, check_inputs, make_plan
+from tokkit.pipelines.plan import INPUTS, PlannedUnit, check_inputs, make_plan
 from tokkit.pipelines.prepare import Setup, prepare
 from tokkit.pipelines.progress import Progress
 from tokkit.pipelines.settings import Size
@@ -150,7 +159,13 @@ class ShardConfig(BaseModel):
 
     @field_validator("dedup")
     @classmethod
-    def _normal(cls, kinds: list[DedupKind]) -> list[DedupKind]:
+    def _normal(cls, kinds: list[DedupKind], info: ValidationInfo) -> list[DedupKind]:
+        pictures = [kind for kind in kinds if kind in OF_PICTURES]
+        if pictures and "image_tokenizer" in info.data and info.data["image_tokenizer"] is None:  # not there where it is wrong
+            raise ValueError(
+                f"{pictures[0]} compares pictures, and without --image-tokenizer there are none in the output: name one, or "
+                f"leave {pictures[0]} out"
+            )
         return normal_kinds(kinds)
 
     @field_validator("shard_count")
@@ -227,7 +242,7 @@ def shard_part(config: ShardConfig, progress: Progress) -> PartResult:
     """
     with opened(config, progress) as run:
         summary = _encode(run)
-        return PartResult(config.out, len(committed(run.ledger, run.plan)), len(run.plan.units), summary)
+        return PartResult(config.out, len(committed(run)), len(run.plan.units), summary)
 
 
 @contextmanager
@@ -324,49 +339,83 @@ def _encoder(run: Run, workers: int, meter: Meter) -> Iterator[EncoderService | 
 
 def _encode(run: Run) -> dict[str, object]:
     """Do the units that are not done, with whoever else is at work on them; returns this process's summary."""
-    config, setup = run.config, run.setup
-    if run.complete:
-        run.progress.log(f"{config.out} is complete already")
-        return {"resumed_units": len(run.plan.units), "units": 0}
-    records = committed(run.ledger, run.plan)
+    told = f"{run.config.out} is complete already"
+    if not run.complete:
+        try:
+            return _encode_missing(run)
+        except (OSError, DataError, ResumableStop):
+            # A process that was suspended while another finished finds its files gone; that is no error then.
+            if not run.complete:
+                raise
+        told = f"{run.config.out} was brought to its end by another process"
+    run.progress.log(told)
+    return {"resumed_units": len(run.plan.units), "units": 0}
+
+
+def _encode_missing(run: Run) -> dict[str, object]:
+    config = run.config
+    workers = (os.cpu_count() or 1) if config.workers is None else config.workers
+    deduplicator: Deduplicator | None = None
+    decisions: Decisions | None = None
+    records = committed(run)
+    if config.dedup and _to_do(run, records):
+        deduplicator = Deduplicator(run, workers)
+        decisions = deduplicator.decide()
+        records = commit_records(run.ledger, run.plan, decisions)
     if records:
         run.progress.log(f"going on: {len(records)} of {len(run.plan.units)} units are committed")
     measure(run, [records[index] for index in sorted(records)])
-    missing = [planned for planned in run.plan.units if planned.index not in records]
-    if config.shard_count is not None:
-        missing = [planned for planned in missing if planned.index % config.shard_count == config.shard_index]
-    fingerprints = {kind: entry.fingerprint for kind, entry in setup.tokenizers.items()}
+    missing = _to_do(run, records)
+    meter = Meter(config, run.progress, records, missing, workers)
+    begin = time.monotonic()
+    with meter:
+        while missing:
+            _do(run, missing, workers, meter, decisions)
+            if decisions is None or not outdated(decisions, run.ledger):
+                break
+            run.progress.log("something that kills was found: what others are duplicates of is decided anew, without it")
+            deduplicator = deduplicator or Deduplicator(run, workers)
+            decisions = deduplicator.decide()
+            records = commit_records(run.ledger, run.plan, decisions)
+            missing = _to_do(run, records)
+            meter.again(missing)
+    done = [meter.records[index] for index in sorted(meter.records)]
+    summary = meter.summary(time.monotonic() - begin, trial(config, done))
+    if deduplicator is not None:
+        summary["dedup"] = asdict(deduplicator.summary())
+    write_atomic(config.out / "run" / "summary.json", pretty_json(summary))
+    return summary
+
+
+def _to_do(run: Run, records: Mapping[int, CommitRecord]) -> list[PlannedUnit]:
+    """The units that have no record, of this process's part."""
+    index, count = run.config.shard_index or 0, run.config.shard_count or 1
+    return [planned for planned in run.plan.units if planned.index not in records and planned.index % count == index]
+
+
+def _do(run: Run, missing: list[PlannedUnit], workers: int, meter: Meter, decisions: Decisions | None) -> None:
+    """Do units, under what is decided about duplicates, where these are looked for."""
+    setup = run.setup
     job = UnitJob(
-        config,
+        run.config,
         run.plan.sources,
         setup.vocabulary,
         setup.layout,
         setup.device,
         fingerprint_of(setup.numeric),
-        fingerprints=fingerprints,
+        None if decisions is None else duplicate_table(run),
+        fingerprints={kind: entry.fingerprint for kind, entry in setup.tokenizers.items()},
     )
-    workers = (os.cpu_count() or 1) if config.workers is None else config.workers
-    dedup: DedupSummary | None = None
-    if config.dedup and missing:
-        table, dedup = deduplicate(run, workers)
-        job = replace(job, duplicates=table)
-    meter = Meter(config, run.progress, records, missing, workers)
-    begin = time.monotonic()
-    with meter, _encoder(run, min(workers, len(missing)), meter) as service:
+    with _encoder(run, min(workers, len(missing)), meter) as service:
         run_units(
             job if service is None else replace(job, encoder=service.endpoint, preprocessing=setup.preprocessing),
             missing,
             workers,
             meter.report,
             meter.done,
-            sharing=SharedUnits(run.ledger, run.leases, meter),
-            stall_seconds=config.stall_seconds,
+            sharing=SharedUnits(run.ledger, run.leases, meter, decisions),
+            stall_seconds=run.config.stall_seconds,
             service=service,
             alone=job,
+            lost=meter.lost,
         )
-    seconds = time.monotonic() - begin
-    summary = meter.summary(seconds, workers, trial(config, [records[index] for index in sorted(records)]))
-    if dedup is not None:
-        summary["dedup"] = asdict(dedup)
-    write_atomic(config.out / "run" / "summary.json", pretty_json(summary))
-    return summary

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from tokkit.dedup.decisions import Decisions
+from tokkit.pipelines.duplicates import outdated
 from tokkit.pipelines.leases import Leases
 from tokkit.pipelines.ledger import CommitRecord, Ledger
 from tokkit.pipelines.meter import Meter
@@ -16,19 +18,21 @@ class SharedUnits:
 
     Args:
         meter: is told of units that other processes have committed.
+        decisions: about duplicates, where the run looks for these: a record that was made under others is none, but where
+            these are not the newest themselves.
     """
 
-    def __init__(self, ledger: Ledger, leases: Leases, meter: Meter) -> None:
-        self._ledger, self._leases, self._meter = ledger, leases, meter
+    def __init__(self, ledger: Ledger, leases: Leases, meter: Meter, decisions: Decisions | None = None) -> None:
+        self._ledger, self._leases, self._meter, self._decisions = ledger, leases, meter, decisions
         self.poll_seconds = leases.poll_seconds
 
     def take(self, planned: PlannedUnit) -> Mine | Busy | Done[CommitRecord]:
         name = _lease(planned)
-        record = self.find(planned)
+        record = self._record(planned)
         if record is None:
             if not self._leases.acquire(name):
                 return Busy()
-            record = self.find(planned)  # committed and given back in between
+            record = self._record(planned)  # committed and given back in between
             if record is None:
                 self._ledger.forget(planned.index)
                 return Mine(replace(planned, poison=self._ledger.poison(planned.index, planned.unit)))
@@ -37,7 +41,19 @@ class SharedUnits:
         return Done(record)
 
     def find(self, planned: PlannedUnit) -> CommitRecord | None:
-        return self._ledger.done(planned.index, planned.unit)
+        record = self._record(planned)
+        if record is not None:
+            self._meter.elsewhere(planned)
+        return record
+
+    def _record(self, planned: PlannedUnit) -> CommitRecord | None:
+        if self._decisions is None:
+            return self._ledger.done(planned.index, planned.unit)
+        record = self._ledger.done(planned.index, planned.unit, self._decisions.digest(planned.index))
+        if record is None and outdated(self._decisions, self._ledger):
+            # Another process may have decided anew and done the unit: that it is right is found out when this one has, too.
+            return self._ledger.done(planned.index, planned.unit)
+        return record
 
     def drop(self, planned: PlannedUnit) -> None:
         self._leases.release(_lease(planned))

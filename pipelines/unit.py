@@ -168,7 +168,7 @@ class _Attempt:
                 payload["rejects"] = self.processor.ledger.write_lines(self.planned.index, self.tally.lines)
         self.alive()
         with self.stage("count"):
-            census = self.source.census(self.unit) if self.planned.quota is None else Census(None)
+            census = self.source.census(self.unit, self.alive) if self.planned.quota is None else Census(None)
         check_unchanged(self.source, self.unit)
         record = self.record(payload, census, consumed)
         failpoint("before-commit")
@@ -408,6 +408,7 @@ class _Attempt:
             consumed=round(consumed, 9),
             splits=self.writer.counts(),
             numeric=self.job.numeric,
+            decisions=self.duplicates.digest if self.duplicates is not None else None,
         )
 
 

@@ -45,6 +45,14 @@ class Work:
         for stage, seconds in other.seconds.items():
             self.spend(stage, seconds)
 
+    def without(self, lost: Work) -> Work:
+        """The amounts less those of ``lost``; the seconds stay, since they were spent."""
+        rest = Work(self.documents - lost.documents, self.images - lost.images, self.kinds - lost.kinds)
+        rest.bytes, rest.seconds, rest.at = self.bytes - lost.bytes, dict(self.seconds), self.at
+        rest.encoder_seconds, rest.encoder_batches = self.encoder_seconds, self.encoder_batches
+        rest.encoder_fill = self.encoder_fill
+        return rest
+
     def spend(self, stage: str, seconds: float) -> None:
         self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
 

@@ -33,6 +33,7 @@ from tokkit.pipelines.work import Report, Work
 
 TRANSIENT = (TransientError, OSError, MemoryError)
 LOADING_SECONDS = 300.0  # that a worker may take to load, at least: it cannot tell how far it is
+ENDING_SECONDS = 5.0  # that a process may take to end
 OF_THE_SAMPLE = {"SIGSEGV", "SIGABRT", "SIGBUS", "SIGFPE", "SIGILL"}
 
 
@@ -209,7 +210,7 @@ class Worker(Generic[Result]):
     Attributes:
         order: what it is at; None while it loads or waits.
         ready: it has loaded.
-        documents: it has taken of the unit, as far as it has told.
+        told: the work that it has reported of its order, or, once that is carried out or it has died, of the last one.
     """
 
     def __init__(self, task: UnitTask[Result], stall_seconds: float) -> None:
@@ -218,19 +219,30 @@ class Worker(Generic[Result]):
         # Not as an argument: multiprocessing writes these into a pipe whose other end it holds itself, and where they are more
         # than the pipe takes and the worker is killed before it reads them, it would wait for ever.
         descriptor, self._task_file = mkstemp(prefix="tokkit-task-")
-        with os.fdopen(descriptor, "wb") as file:
-            pickle.dump(task, file)
-        self._process = context.Process(target=_work, args=(self._task_file, theirs, os.getpid()), daemon=True)
-        start(self._process)
-        theirs.close()
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                pickle.dump(task, file)
+            self._process = context.Process(target=_work, args=(self._task_file, theirs, os.getpid()), daemon=True)
+            start(self._process)
+        except BaseException:
+            self._remove_task_file()
+            self.connection.close()
+            raise
+        finally:
+            theirs.close()
         self.order: Order | None = None
         self.ready = False
-        self.documents = 0
+        self.told = Work()
         self._stall_seconds = stall_seconds
         self.heard = time.monotonic()
 
+    @property
+    def documents(self) -> int:
+        """That it has taken of its order, as far as it has told."""
+        return self.told.documents
+
     def give(self, order: Order) -> None:
-        self.order, self.documents, self.heard = order, 0, time.monotonic()
+        self.order, self.told, self.heard = order, Work(), time.monotonic()
         with suppress(BrokenPipeError):  # it has died: the next look at the pipe says so
             self.connection.send(order)
 
@@ -244,7 +256,7 @@ class Worker(Generic[Result]):
         if isinstance(message, Ready):
             self.ready = True
         elif isinstance(message, Work):
-            self.documents += message.documents
+            self.told.add(message)
         else:
             self.order = None
         return message
@@ -265,10 +277,10 @@ class Worker(Generic[Result]):
         Path(self._task_file).unlink(missing_ok=True)
 
     def _buried(self) -> Death:
+        """Of one whose end of the pipe is closed."""
         self._remove_task_file()
-        self._process.join()
         self.connection.close()
-        return death_of(self._process.exitcode or 0)
+        return Death("hang") if end(self._process) else death_of(self._process.exitcode or 0)
 
     def leave(self) -> None:
         """Ask it to leave, if it waits for an order; else have it stop at once."""
@@ -284,10 +296,30 @@ class Worker(Generic[Result]):
     def bury(self) -> None:
         """Wait for the end of one that was told to leave, not for ever."""
         self._remove_task_file()
-        self._process.join(timeout=5)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        end(self._process)
+
+
+def end(process: BaseProcess) -> bool:
+    """Wait for the end of a process, not for ever: one that does not come to it is killed. Returns whether it was.
+
+    One that even a kill does not end now, because it waits for a device, is left to end when it can.
+    """
+    if _ended(process):
+        return False
+    process.kill()
+    _ended(process)
+    return True
+
+
+def _ended(process: BaseProcess) -> bool:
+    """Wait for a while; not by ``join``, which waits without limit for a process that has closed all its files."""
+    latest = time.monotonic() + ENDING_SECONDS
+    wait([process.sentinel], ENDING_SECONDS)
+    while process.is_alive():
+        if time.monotonic() > latest:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def death_of(code: int) -> Death:

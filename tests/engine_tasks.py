@@ -24,6 +24,9 @@ def misbehave(how: str) -> None:
         time.sleep(3600)
     elif how.startswith("exit"):
         os._exit(int(how[4:]))
+    elif how == "deaf":
+        os.closerange(3, 256)
+        time.sleep(3600)
     elif how == "eoferror":
         raise EOFError("Compressed file ended before the end-of-stream marker was reached")
     elif how == "oserror":

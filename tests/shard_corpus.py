@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import multiprocessing
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from sources_helpers import tar_bytes
 
-from tokkit.sources.base import Unit, UnitReader
+from tokkit.sources.base import Alive, Census, Unit, UnitReader, silent
 from tokkit.sources.jsonl import JsonlSource
 from tokkit.storage import sha256_file
 
@@ -163,6 +164,16 @@ def snapshot(out: Path) -> dict[str, str]:
         for path in sorted(out.rglob("*"))
         if path.is_file() and path.relative_to(out).parts[0] != "run"
     }
+
+
+class CountsSlowly(JsonlSource):
+    """A source that takes five times 0.6 seconds to count a unit, and tells in between that it lives."""
+
+    def census(self, unit: Unit, alive: Alive = silent) -> Census:
+        for _ in range(5):
+            time.sleep(0.6)
+            alive()
+        return super().census(unit, alive)
 
 
 class FailsOnce(JsonlSource):

@@ -397,3 +397,18 @@ def test_damaged_decisions_are_found(tmp_path: Path) -> None:
         target.write_bytes(bad)
         with pytest.raises(DataError, match="damaged"):
             Decisions.open(target, 2)
+
+
+def test_records_that_are_gone_from_the_disk_are_missed(tmp_path: Path) -> None:
+    """A process that was suspended may find its files removed: that must not pass for an empty partition."""
+    with Spill(tmp_path / "s", np.dtype("<i8"), 2, 800) as spill:
+        spill.add(np.arange(100, dtype="<i8"), np.zeros(100, np.int64))
+        assert spill.spilled
+        path = next((tmp_path / "s").iterdir())
+        path.write_bytes(path.read_bytes()[:-8])
+        with pytest.raises(OSError, match="not as long as it was written"):
+            list(spill.read(0, 1000))
+        path.unlink()
+        with pytest.raises(FileNotFoundError):
+            list(spill.read(0, 1000))
+        list(spill.read(1, 1000))

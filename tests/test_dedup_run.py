@@ -6,9 +6,11 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +21,21 @@ from PIL import Image
 from shard_corpus import picture, snapshot, write_tokenizers
 from sources_helpers import tar_bytes
 
+from tokkit.documents import Document
 from tokkit.errors import FingerprintMismatch, ResumableStop, UsageError
 from tokkit.pipelines.findings import VerifyResult
+from tokkit.pipelines.finish_run import FinishConfig, finish
+from tokkit.pipelines.ledger import Ledger
+from tokkit.pipelines.plan import PlannedUnit, Poison, _read_units
 from tokkit.pipelines.progress import SilentProgress
 from tokkit.pipelines.settings import validated
-from tokkit.pipelines.shard import ShardConfig, ShardResult, shard
+from tokkit.pipelines.shard import ShardConfig, ShardResult, shard, shard_part
 from tokkit.pipelines.verify import VerifyConfig, verify
 from tokkit.pipelines.verify_originals import check_originals
 from tokkit.shards.native import open_shards
+from tokkit.sources.base import Unit, UnitReader
 from tokkit.sources.jsonl import JsonlSource
+from tokkit.sources.resolve import resolve_inputs
 
 SILENT = SilentProgress()
 ALL = ["documents", "texts", "near-images"]
@@ -418,6 +426,233 @@ def _reading(process, read, kind):  # type: ignore[no-untyped-def]
     return changed
 
 
+# ---- documents that kill, found after the duplicates were decided
+
+
+def keepers(clean: ShardResult) -> dict[str, str]:
+    """By each reason of a duplicate, the locator of a document that is kept and that another is a duplicate of."""
+    found: dict[str, str] = {}
+    for entry in rejects(clean.out):
+        if entry["outcome"] == "duplicate" and entry["of"]["locator"] != entry["locator"]:
+            found.setdefault(entry["reason"], entry["of"]["locator"])
+    return found
+
+
+def place_of(out: Path, world: World, corpus: list[Path], locator: str) -> tuple[PlannedUnit, int]:
+    """The unit of a planned run that a document is in, and its position there."""
+    sources = {source.name: source for source in resolve_inputs([str(path) for path in corpus]).sources}
+    for planned in _read_units(out / "run" / "units.jsonl"):
+        for position, record in enumerate(sources[planned.unit.source].read(planned.unit)):
+            if isinstance(record, Document) and record.locator == locator:
+                return planned, position
+    raise AssertionError(locator)
+
+
+def stopped(world: World, corpus: list[Path], out: Path, where: str, patch: pytest.MonkeyPatch, **options: object) -> None:
+    """Have a run stop resumable where it calls something."""
+    with patch.context() as patched:
+
+        def stops(*args: object, **options: object) -> None:
+            raise ResumableStop("stopped by the test")
+
+        patched.setattr(where, stops)
+        with pytest.raises(ResumableStop, match="stopped by the test"):
+            shard(world.config(out, *corpus, **OPTIONS | options), SILENT)
+
+
+def kills(out: Path, world: World, corpus: list[Path], locators: Iterable[str]) -> set[int]:
+    """Write down that documents kill; their units."""
+    units = set()
+    for locator in locators:
+        planned, position = place_of(out, world, corpus, locator)
+        Ledger(out).add_poison(planned.index, planned.unit, [Poison(position, "SIGSEGV")])
+        units.add(planned.index)
+    return units
+
+
+def without_report(out: Path) -> dict[str, str]:
+    return {name: digest for name, digest in snapshot(out).items() if name != "report.html"}
+
+
+def test_what_is_found_to_kill_is_nobodys_original(
+    world: World, corpus: list[Path], clean: ShardResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every unit was committed when some of the originals turned out to kill; or it was known before anything was begun."""
+    late, early = tmp_path / "late", tmp_path / "early"
+    victims = keepers(clean)
+    assert {"same-content", "same-text", "same-image", "near-image"} <= victims.keys()
+    stopped(world, corpus, early, "tokkit.pipelines.shard.Deduplicator", monkeypatch)
+    kills(early, world, corpus, victims.values())
+    known = world.run(early, *corpus, **OPTIONS)
+    stopped(world, corpus, late, "tokkit.pipelines.completion.account", monkeypatch)
+    for unit in kills(late, world, corpus, victims.values()):
+        Ledger(late).forget(unit)
+    result = world.run(late, *corpus, **OPTIONS)
+    assert without_report(late) == without_report(early)
+    assert without_report(late) != without_report(clean.out)
+    units = result.manifest.units
+    assert 0 < int(str(result.summary["units"])) < units  # not all were done again
+    assert known.summary["units"] == units
+    crashed = [e["locator"] for e in rejects(late) if e["reason"] == "crashes-process" and e["level"] == "document"]
+    assert sorted(crashed) == sorted(set(victims.values()))
+    assert not {e["of"]["locator"] for e in rejects(late) if "of" in e} & set(crashed)
+
+
+def test_a_part_whose_duplicates_changed_has_to_be_done_again(
+    world: World, corpus: list[Path], clean: ShardResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`tokkit finish` takes no unit that was committed before something was found to kill; the parts do these again."""
+    out, early = tmp_path / "out", tmp_path / "early"
+    victims = [keepers(clean)["same-text"]]
+    stopped(world, corpus, early, "tokkit.pipelines.shard.Deduplicator", monkeypatch)
+    kills(early, world, corpus, victims)
+    world.run(early, *corpus, **OPTIONS)
+    parts = [world.config(out, *corpus, **OPTIONS, shard_index=index, shard_count=2) for index in range(2)]
+    units = clean.manifest.units
+    assert [shard_part(part, SILENT).committed for part in parts][-1] == units
+    for unit in kills(out, world, corpus, victims):
+        Ledger(out).forget(unit)
+    with pytest.raises(ResumableStop, match="has to be decided anew"):
+        finish(FinishConfig(directory=out), SILENT)
+    first = shard_part(parts[0], SILENT)
+    assert first.committed < units
+    with pytest.raises(ResumableStop, match="units are not committed"):
+        finish(FinishConfig(directory=out), SILENT)
+    assert shard_part(parts[1], SILENT).committed == units
+    finish(FinishConfig(directory=out), SILENT)
+    assert without_report(out) == without_report(early)
+
+
+def crashing(world: World, corpus: list[Path], out: Path, *more: object, point: str = "") -> subprocess.Popen[bytes]:
+    """Start the command, with what it does to itself."""
+    flags = [*command(world, corpus, out), *map(str, more)]
+    return subprocess.Popen(flags, env=os.environ | {"TOKKIT_FAILPOINT": point}, stderr=subprocess.PIPE)
+
+
+def ended(process: subprocess.Popen[bytes]) -> tuple[int, str]:
+    _, errors = process.communicate(timeout=300)
+    return process.returncode, errors.decode()
+
+
+def wait_until_stopped(process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + 300
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        assert time.monotonic() < end, "waited in vain"
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_an_original_that_crashes_the_process_is_replaced_by_the_next(
+    world: World, corpus: list[Path], clean: ShardResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by one run while it encodes, known to the other from the beginning: the same bytes."""
+    victim, one, two = keepers(clean)["same-image"], tmp_path / "one", tmp_path / "two"
+    assert ended(crashing(world, corpus, one, "--workers", 1, point=f"take@{victim}=segv")) == (0, "")
+    assert verify(VerifyConfig(directory=one), SILENT).ok
+    stopped(world, corpus, two, "tokkit.pipelines.shard.Deduplicator", monkeypatch)
+    shutil.copytree(one / "run" / "poison", two / "run" / "poison", dirs_exist_ok=True)
+    assert ended(crashing(world, corpus, two, point=f"take@{victim}=segv")) == (0, "")
+    assert snapshot(one) == snapshot(two)
+    assert victim in {e["locator"] for e in rejects(one) if e["reason"] == "crashes-process"}
+    summary = json.loads((one / "run" / "summary.json").read_text())
+    assert summary["units"] == clean.manifest.units
+    assert summary["documents"] == sum(clean.manifest.documents.values())
+    assert summary["lost"]["documents"] > 0
+
+
+@pytest.mark.slow
+def test_what_kills_is_found_by_one_of_two_at_work(
+    world: World, corpus: list[Path], clean: ShardResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is suspended before the second finds it; the second while it decides anew, which the first then does; so the
+    first ends the run by decisions that it did not begin with, and both leave with 0."""
+    out, early = tmp_path / "out", tmp_path / "early"
+    begun = [p.index for p in sorted(_read_units(clean.out / "run" / "units.jsonl"), key=lambda p: (-p.unit.bytes, p.index))]
+    units = {locator: place_of(clean.out, world, corpus, locator)[0].index for locator in keepers(clean).values()}
+    victim = next(locator for locator, unit in units.items() if unit not in begun[:2])  # the first process does two units
+    stopped(world, corpus, early, "tokkit.pipelines.shard.Deduplicator", monkeypatch)
+    kills(early, world, corpus, [victim])
+    world.run(early, *corpus, **OPTIONS)
+    lease = ("--lease-seconds", 2)
+    first = crashing(world, corpus, out, *lease, point="before-commit:2=stop")
+    wait_until_stopped(first)
+    second = crashing(world, corpus, out, *lease, "--workers", 1, point=f"take@{victim}=segv,decided:2=stop")
+    wait_until_stopped(second)
+    os.kill(first.pid, signal.SIGCONT)
+    assert ended(first) == (0, "")
+    assert without_report(out) == without_report(early)
+    os.kill(second.pid, signal.SIGCONT)
+    assert ended(second) == (0, "")
+    assert without_report(out) == without_report(early)
+
+
+# ---- suspended while another finishes
+
+
+@pytest.mark.parametrize(
+    ("workers", "point"),
+    [
+        (0, "index:70"),
+        *(pytest.param(0, p, marks=pytest.mark.slow) for p in ("index:1", "indexed", "decided")),
+        *(pytest.param(0, p, marks=pytest.mark.slow) for p in ("before-commit:2", "before-manifest")),
+        *(pytest.param(2, p, marks=pytest.mark.slow) for p in ("indexed", "decided")),
+    ],
+)
+def test_one_that_was_suspended_while_another_finished_succeeds(
+    world: World, corpus: list[Path], clean: ShardResult, tmp_path: Path, workers: int, point: str
+) -> None:
+    out = tmp_path / "out"
+    suspended = crashing(world, corpus, out, "--lease-seconds", 2, "--workers", workers, point=f"{point}=stop")
+    wait_until_stopped(suspended)
+    assert ended(crashing(world, corpus, out, "--lease-seconds", 2)) == (0, "")
+    os.kill(suspended.pid, signal.SIGCONT)
+    assert ended(suspended) == (0, "")
+    assert without_report(out) == without_report(clean.out)
+    assert not (out / "run" / "index").exists()
+
+
+def test_one_that_loses_its_files_while_it_groups_takes_what_another_decided(
+    world: World, corpus: list[Path], clean: ShardResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another takes the lease over, removes what the suspended process had put on disk, and decides."""
+    from tokkit.dedup import find
+
+    out, group, times = tmp_path / "out", find.find_duplicates, []
+
+    def suspended(indexes: list[Path], target: Path, *, scratch: Path, **options: object) -> object:
+        times.append(len(times))
+        if len(times) == 1:
+            (out / "run" / "leases" / "dedup").unlink()
+            options["tick"] = lambda: shutil.rmtree(scratch, ignore_errors=True)
+        return group(indexes, target, scratch=scratch, **options | {"memory": 2000})  # type: ignore[arg-type]
+
+    monkeypatch.setattr(find, "find_duplicates", suspended)
+    world.run(out, *corpus, **OPTIONS)
+    assert len(times) == 2
+    assert snapshot(out) == snapshot(clean.out)
+
+
+def test_a_unit_that_cannot_be_read_holds_up_all_and_the_message_says_so(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = lines(lines(tmp_path / "in", ["a", "b"], "a.jsonl"), ["c"], "b.jsonl")
+    read = JsonlSource.read
+
+    def fails(self: JsonlSource, unit: Unit) -> UnitReader:
+        if unit.file == "a.jsonl":
+            raise OSError(5, "Input/output error")
+        return read(self, unit)
+
+    monkeypatch.setattr(JsonlSource, "read", fails)
+    with pytest.raises(
+        ResumableStop, match=r"a\.jsonl cannot be read.*\n.*everything else is indexed, but nothing is enc"
+    ) as caught:
+        shard(world.config(tmp_path / "out", folder, dedup=["documents"]), SILENT)
+    assert "committed" not in str(caught.value)
+    assert not list((tmp_path / "out" / "commits").iterdir())
+
+
 # ---- options and verification
 
 
@@ -437,6 +672,9 @@ def test_wrong_options_are_told(world: World, tmp_path: Path) -> None:
         validated(ShardConfig, "tokkit shard", options | {"dedup": ["everything"]})
     with pytest.raises(UsageError, match="near_distance"):
         validated(ShardConfig, "tokkit shard", options | {"near_distance": 17})
+    for kind in ("images", "near-images"):
+        with pytest.raises(UsageError, match=rf"{kind} compares pictures, and without --image-tokenizer there are none"):
+            validated(ShardConfig, "tokkit shard", options | {"dedup": ["documents", kind]})
 
 
 def test_a_missing_library_is_told_before_anything_is_done(

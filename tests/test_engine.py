@@ -16,6 +16,7 @@ from engine_tasks import Memory, Toy, Unwilling, units
 from tokkit.errors import ResumableStop
 from tokkit.pipelines.engine import run_units
 from tokkit.pipelines.plan import PlannedUnit, Poison
+from tokkit.pipelines.work import Work
 from tokkit.pipelines.worker import Death, Worker, WorkerError, listen
 
 
@@ -246,3 +247,50 @@ def test_a_long_command_line_does_not_hold_up_a_start(tmp_path: Path, monkeypatc
     thread.join(timeout=30)
     assert heard == [Death("exit code 0")]
     assert len(sys.argv) == 5002
+
+
+def test_a_process_that_has_closed_its_pipe_and_does_not_end_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tokkit.pipelines.worker.ENDING_SECONDS", 1.0)
+    worker = Worker(Toy(tmp_path, loading="deaf"), 5)
+    heard: list[object] = []
+    thread = threading.Thread(target=lambda: heard.append(worker.receive()), daemon=True)
+    thread.start()
+    thread.join(timeout=30)
+    assert heard == [Death("hang")]
+    assert not worker._process.is_alive()
+
+
+@pytest.mark.parametrize("where", ["pickle", "start"])
+def test_a_worker_that_cannot_be_started_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def fails(process: object) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    if where == "start":
+        monkeypatch.setattr("tokkit.pipelines.worker.start", fails)
+    task = Toy(tmp_path, faults={(0, 0): "exit3"} if where == "start" else {(0, 0): lambda: None})  # type: ignore[dict-item]
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(BlockingIOError if where == "start" else Exception, match=r"unavailable|pickle"):
+        Worker(task, 5)
+    assert not list(tmp_path.iterdir())
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+@pytest.mark.parametrize(("workers", "fault"), [(0, "once:oserror"), (2, "once:oserror"), (2, "once:SIGSEGV"), (2, "SIGSEGV")])
+def test_work_that_came_to_nothing_is_taken_back(tmp_path: Path, workers: int, fault: str) -> None:
+    """What was reported less what was lost is what was done: whole units, whatever died and was tried in between."""
+    reported, lost = Work(), Work()
+    results: dict[int, list[int]] = {}
+    task = Toy(tmp_path, faults={(1, 7): fault})
+    run_units(task, units(3), workers, reported.add, collector(results), lost=lost.add)
+    assert set(results) == {0, 1, 2}
+    assert reported.without(lost).documents == 60
+    assert lost.documents > 0
+
+
+def test_what_is_told_of_the_other_units_is_the_callers_word(tmp_path: Path) -> None:
+    with pytest.raises(ResumableStop, match=r"(?s)source/file-1.*\nall else is counted; run the same command"):
+        run(Toy(tmp_path, faults={(1, 3): "oserror"}), 3, rest="all else is counted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -184,6 +185,9 @@ def test_two_at_once_share_the_work_and_both_succeed(world: World, clean: dict[s
     both = [world.start(out, 0) for _ in range(2)]
     assert [ended(process) for process in both] == [(0, ""), (0, "")]
     assert snapshot(out) == clean
+    lines = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
+    done = sorted(line["unit"] for line in lines if line["event"] == "unit")
+    assert done == list(range(len(list((out / "commits").iterdir()))))  # each is told once, by who did it
     assert not [p for p in (out / "run" / "leases").iterdir() if p.name != ".clock"]
     assert not (out / "run" / "payloads").exists()
 

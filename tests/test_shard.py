@@ -22,6 +22,7 @@ from shard_corpus import (
     PAIRS,
     TEXTS,
     Corpus,
+    CountsSlowly,
     FailsOnce,
     picture,
     snapshot,
@@ -36,15 +37,15 @@ from tokkit.pipelines import engine
 from tokkit.pipelines.decoding import DecodedText, DocumentDecoder
 from tokkit.pipelines.fingerprint import differences
 from tokkit.pipelines.plan import PlannedUnit, share_out
-from tokkit.pipelines.progress import SilentProgress
+from tokkit.pipelines.progress import SilentProgress, Task
 from tokkit.pipelines.settings import validated
 from tokkit.pipelines.shard import ShardConfig, ShardResult, shard
 from tokkit.pipelines.unit import UnitJob
 from tokkit.pipelines.verify import VerifyConfig, verify
 from tokkit.shards.native import open_shards
-from tokkit.sources.base import Unit
+from tokkit.sources.base import Alive, Census, Unit, silent
 from tokkit.sources.jsonl import JsonlSource
-from tokkit.sources.resolve import ResolvedInputs
+from tokkit.sources.resolve import ResolvedInputs, resolve_inputs
 from tokkit.sources.webdataset import WebDatasetSource
 from tokkit.tokenizers.image import load_image_tokenizer
 from tokkit.vocabulary import UnifiedVocabulary
@@ -569,7 +570,6 @@ def test_a_unit_that_fails_in_a_worker_is_taken_up_again(
     world: World, clean: ShardResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tokkit.pipelines.shard
-    from tokkit.sources.resolve import resolve_inputs
 
     def resolve(inputs: list[str]) -> ResolvedInputs:
         found = resolve_inputs(inputs)
@@ -582,6 +582,62 @@ def test_a_unit_that_fails_in_a_worker_is_taken_up_again(
     world.run(tmp_path / "out", workers=2)
     assert (tmp_path / "failed").exists()
     assert snapshot(tmp_path / "out") == snapshot(clean.out)
+
+
+def test_a_count_that_takes_longer_than_a_stall_is_no_stall(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that counts a large file gives signs of life, so nothing is done twice."""
+    import tokkit.pipelines.shard
+
+    found = resolve_inputs([str(world.corpus.folder / "texts")])
+    slow = ResolvedInputs([CountsSlowly(s.name, s.root, s.files) for s in found.sources], found.ignored)
+    monkeypatch.setattr(tokkit.pipelines.shard, "resolve_inputs", lambda inputs: slow)
+    inputs = [str(world.corpus.folder / "texts")]
+    result = world.run(tmp_path / "out", inputs=inputs, pack=None, workers=1, stall_seconds=1.5, image_tokenizer=None)
+    assert result.summary["lost"] == {"documents": 0, "images": 0, "tokens": 0}
+
+
+def test_the_summary_tells_what_was_committed_and_apart_what_was_lost(
+    world: World, clean: ShardResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt that fails at its end has read, encoded and reported everything; the bar goes back by it, too."""
+    fails = [OSError(5, "Input/output error")]
+    census = WebDatasetSource.census
+
+    def once(self: WebDatasetSource, unit: Unit, alive: Alive = silent) -> Census:
+        if fails:
+            alive()
+            raise fails.pop()
+        return census(self, unit, alive)
+
+    class Watched(SilentProgress):
+        done = total = 0.0
+
+        def start(self, name: str, total: float | None, unit: str) -> Task:
+            task, watched = super().start(name, total, unit), self
+            if name == "encode":
+                self.total = total or 0.0
+
+                def advance(amount: float = 1) -> None:
+                    watched.done += amount
+
+                monkeypatch.setattr(task, "advance", advance)
+            return task
+
+    monkeypatch.setattr(WebDatasetSource, "census", once)
+    monkeypatch.setattr("tokkit.pipelines.unit.REPORT_EVERY", 0.0)
+    progress = Watched()
+    result = shard(world.config(tmp_path / "out"), progress)
+    assert snapshot(result.out) == snapshot(clean.out)
+    manifest, summary = result.manifest, result.summary
+    assert summary["documents"] == sum(manifest.documents.values())
+    assert summary["images"] == manifest.items["image"]["committed"]
+    assert summary["tokens"] == sum(split.tokens for split in manifest.splits.values())
+    lost: dict[str, int] = summary["lost"]  # type: ignore[assignment]
+    assert lost["documents"] > 0
+    assert lost["images"] > 0
+    assert progress.done == pytest.approx(progress.total)
 
 
 def test_a_full_disk_at_the_end_leaves_the_run_resumable(

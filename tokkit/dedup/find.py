@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokkit.dedup.decide import NOBODY, Documents, Holders, decide, document_edges, in_order
-from tokkit.dedup.decisions import DecisionWriter
+from tokkit.dedup.decisions import BASIS_BYTES, DecisionWriter
 from tokkit.dedup.exact import label_shared, partition_of_key
 from tokkit.dedup.index import HAS_TEXT, IS_PAIR, TAKES_PART, UnitIndex
 from tokkit.dedup.near import label_near, partition_of_hash
@@ -47,6 +47,7 @@ def find_duplicates(
     scratch: Path,
     memory: int,
     distance: int | None = None,
+    basis: bytes = bytes(BASIS_BYTES),
     tick: Tick = lambda: None,
 ) -> Found:
     """Decide about every document and item, and write the decisions.
@@ -56,6 +57,7 @@ def find_duplicates(
         target: the file of decisions; replaced atomically.
         scratch: a folder for what does not fit into memory; what it holds afterwards is of no use.
         memory: bytes to keep to, besides what one unit's part of them takes.
+        basis: 32 bytes that name what the indexes rest on; kept with the decisions.
         distance: bits in which the perceptual hashes of pictures that look alike may differ; None does not ask for looks.
         tick: called now and then.
 
@@ -75,7 +77,7 @@ def find_duplicates(
         holders.unit[:] = NOBODY
         kinds = np.zeros(4, np.int64)
         with replacing(target) as temporary, temporary.open("w+b") as file:
-            writer = DecisionWriter(file, len(indexes))
+            writer = DecisionWriter(file, len(indexes), basis)
             for bucket in range(count):
                 blocks = list(places.read(bucket, rows_of(LABELLED, memory)))
                 if blocks:

@@ -7,6 +7,7 @@ written at all.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ class Spill:
         self._folder, self._most = folder, rows_of(dtype, memory)
         self._buffer: list[tuple[Records, npt.NDArray[np.int64]]] = []
         self._buffered = 0
+        self._on_disk = np.zeros(partitions, np.int64)
 
     def __enter__(self) -> Spill:
         return self
@@ -66,10 +68,15 @@ class Spill:
         self.rows += len(records)
 
     def read(self, partition: int, rows: int) -> Iterator[Records]:
-        """The records of a partition, at most ``rows`` at a time; never an empty block."""
-        path = self._path(partition)
-        if path.exists():
-            total = path.stat().st_size // self.dtype.itemsize
+        """The records of a partition, at most ``rows`` at a time; never an empty block.
+
+        Raises:
+            OSError: what was put on disk is not there any more.
+        """
+        path, total = self._path(partition), int(self._on_disk[partition])
+        if total:
+            if path.stat().st_size != total * self.dtype.itemsize:
+                raise OSError(errno.EIO, "not as long as it was written; did something write to it?", str(path))
             with path.open("rb") as file:
                 for first in range(0, total, rows):
                     yield np.fromfile(file, self.dtype, min(rows, total - first))
@@ -80,7 +87,7 @@ class Spill:
 
     def close(self) -> None:
         """Forget everything."""
-        self._buffer, self._buffered = [], 0
+        self._buffer, self._buffered, self._on_disk = [], 0, np.zeros(self.partitions, np.int64)
         if self._folder.exists():
             shutil.rmtree(self._folder)
 
@@ -99,6 +106,7 @@ class Spill:
         for partition in np.flatnonzero(np.diff(edges)):
             with self._path(int(partition)).open("ab") as file:
                 file.write(records[edges[partition] : edges[partition + 1]].tobytes())  # tofile hides the cause of an error
+        self._on_disk += np.diff(edges)
         self.spilled += self._buffered
         self._buffer, self._buffered = [], 0
 
