@@ -510,10 +510,11 @@ def test_a_part_whose_duplicates_changed_has_to_be_done_again(
     parts = [world.config(out, *corpus, **OPTIONS, shard_index=index, shard_count=2) for index in range(2)]
     units = clean.manifest.units
     assert [shard_part(part, SILENT).committed for part in parts][-1] == units
-    for unit in kills(out, world, corpus, victims):
-        Ledger(out).forget(unit)
+    found = kills(out, world, corpus, victims)
     with pytest.raises(ResumableStop, match="has to be decided anew"):
         finish(FinishConfig(directory=out), SILENT)
+    for unit in found:
+        Ledger(out).forget(unit)
     first = shard_part(parts[0], SILENT)
     assert first.committed < units
     with pytest.raises(ResumableStop, match="units are not committed"):
