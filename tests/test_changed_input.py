@@ -191,10 +191,10 @@ def test_a_sidecar_that_changes_while_its_tar_is_read(
     out, sidecar = tmp_path / "out", tmp_path / "corpus" / "pairs" / "00000.parquet"
     real, undo = WebDatasetSource.census, []
 
-    def census(self: WebDatasetSource, unit: object) -> object:
+    def census(self: WebDatasetSource, unit: object, *signs: object) -> object:
         if sidecar.exists() and not undo and self.name == "pairs":
             undo.append(spoil(sidecar, how))
-        return real(self, unit)  # type: ignore[arg-type]
+        return real(self, unit, *signs)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(WebDatasetSource, "census", census)
