@@ -82,6 +82,13 @@ def shard(
     text_joiner: Annotated[
         str | None, typer.Option(help="Between texts that become neighbours when a picture is left out.")
     ] = None,
+    alt_text: Annotated[
+        str | None,
+        typer.Option(
+            show_default="none",
+            help="Alternative text of pictures (web archives, OBELICS) as text of the document: none, before or after them.",
+        ),
+    ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(help="Field of the source to keep per document; repeat for more.")
     ] = None,
@@ -190,6 +197,7 @@ def shard(
                 "image_layout": image_layout,
                 "pair_order": pair_order,
                 "text_joiner": text_joiner,
+                "alt_text": alt_text,
                 "metadata": metadata,
                 "val_fraction": val_fraction,
                 "seed": seed,

@@ -11,7 +11,7 @@ precision and the batch shape. It is recorded with every unit, and one output do
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,14 +31,17 @@ TEXT_PACKAGES = ("numpy", "pyarrow", "sentencepiece", "tokenizers")
 PACKAGES = (*TEXT_PACKAGES, "pillow", "torch", "vector-quantize-pytorch")
 
 
-def numeric_environment(device: torch.device | None, batch_size: int, text_engine: str = "library") -> dict[str, object]:
-    """What rounding may depend on, on this machine.
+def numeric_environment(
+    device: torch.device | None, batch_size: int, text_engine: str = "library", more_packages: Iterable[str] = ()
+) -> dict[str, object]:
+    """What rounding may depend on, on this machine, and what reading may.
 
     Args:
         device: that media are encoded on; None where none are: then neither it nor what decodes them matters, and nothing of
             it is loaded.
+        more_packages: those whose versions may change what the sources' documents are.
     """
-    engine = () if text_engine == "library" else (text_engine,)
+    engine = (*(() if text_engine == "library" else (text_engine,)), *sorted(more_packages))
     if device is None:
         return {"packages": {p: version(p).split("+")[0] for p in (*TEXT_PACKAGES, *engine)}}
     import torch

@@ -62,6 +62,7 @@ def account(plan: Plan, records: Sequence[CommitRecord]) -> list[SourceTotals]:
                 container_errors=sum(r.container_errors for r in mine),
                 counted_documents=None if None in counted else sum(c for c in counted if c is not None),
                 counted_items=add_counts(r.counted_items for r in mine),
+                counted_others=add_counts(r.counted_others for r in mine),
             )
         )
     return totals

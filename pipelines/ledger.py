@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokkit.documents import Document, Failure, Media, Outcome, modality_of
 from tokkit.errors import DataError, VerificationError
@@ -65,6 +65,7 @@ class CommitRecord(BaseModel):
         reasons: rejected, filtered... documents and items by ``level/outcome/reason``.
         container_errors: damaged stretches of the container.
         counted_documents, counted_items: the source's census, taken apart from the reading; None where it cannot be known.
+        counted_others: by the same census, what is no document, by kind.
         consumed: share of the unit that was read (below 1 only in a trial).
         splits: what the unit adds to each split.
         numeric: fingerprint of the numeric environment it was encoded in.
@@ -82,6 +83,7 @@ class CommitRecord(BaseModel):
     container_errors: int
     counted_documents: int | None
     counted_items: Counts
+    counted_others: Counts = Field(default_factory=dict)
     consumed: float
     splits: dict[str, SplitCounts]
     numeric: str

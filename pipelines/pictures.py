@@ -23,7 +23,7 @@ from tokkit.sources.resolve import resolve_inputs
 from tokkit.sources.samples import is_picture_name
 from tokkit.training.pictures import Picture, Reject, pictures_of
 
-CORPUS_SUFFIXES = (".tar", ".parquet")
+CORPUS_SUFFIXES = (".tar", ".parquet", ".warc", ".warc.gz", ".arc", ".arc.gz")
 
 # Sources' units and picture files are taken in orders drawn from this, so that the first pictures are of all kinds.
 ORDER_SEED = 0

@@ -12,6 +12,7 @@ from tokkit.interleave import Layout, lacking, spell
 from tokkit.pipelines.fingerprint import CODE_VERSION, numeric_environment
 from tokkit.released_vocabularies import ReleasedVocabulary, released_vocabulary
 from tokkit.shards.manifest import TokenizerEntry
+from tokkit.sources import packages_of
 from tokkit.sources.resolve import ResolvedInputs
 from tokkit.vocabulary import UnifiedVocabulary
 
@@ -28,6 +29,7 @@ SEMANTIC_OPTIONS = {
     "image_layout",
     "pair_order",
     "text_joiner",
+    "alt_text",
     "metadata",
     "val_fraction",
     "seed",
@@ -83,7 +85,8 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs) -> Setup:
         **options,
     }
     device = None if image is None and config.device in ("auto", "cpu") else resolve_device(config.device)
-    numeric = numeric_environment(None if image is None else device, config.batch_size, config.text_engine)
+    packages = packages_of({source.format for source in resolved.sources})
+    numeric = numeric_environment(None if image is None else device, config.batch_size, config.text_engine, packages)
     preprocessing = image.config.preprocessing if image is not None else None
     return Setup(vocabulary, layout, tokenizers, semantic, numeric, str(device or "cpu"), preprocessing)
 

@@ -34,7 +34,7 @@ from tokkit.pipelines.threads import one_thread
 from tokkit.pipelines.verify_outcomes import Records
 from tokkit.pipelines.verify_read import DocumentReader
 from tokkit.shards.manifest import Manifest
-from tokkit.sources import make_source
+from tokkit.sources import make_source, packages_of
 from tokkit.sources.base import InputFile, Unit
 from tokkit.storage import fingerprint_of, read_json
 from tokkit.vocabulary import UnifiedVocabulary
@@ -108,7 +108,9 @@ class Reencoder:
         self._device = resolve_device(device)
         self._options = _options(config, manifest, recorded[0])
         self._processor = self._load()
-        now = numeric_environment(self._device if "image" in manifest.tokenizers else None, self._options.batch_size)
+        packages = packages_of({source.format for source in manifest.sources})
+        media_device = self._device if "image" in manifest.tokenizers else None
+        now = numeric_environment(media_device, self._options.batch_size, "library", packages)
         _leave_out_text_engine(now, manifest)
         self._numeric = fingerprint_of(now)
         others = [entry.numeric for entry in manifest.mixed.environments] if manifest.mixed is not None else []
@@ -171,7 +173,8 @@ class Reencoder:
             result.problem(code, _name(*rows[locator]), message)
 
         try:
-            source = make_source(entry.format, entry.source, root, [InputFile.of(root / entry.file, root)])
+            files = [InputFile.of(root / entry.file, root)]
+            source = make_source(entry.format, entry.source, root, files, self._options.source_options)
             self._processor.job.sources[entry.source] = source
             unit = Unit(entry.source, entry.file, str(root / entry.file), entry.start, entry.stop, entry.bytes)
 

@@ -52,6 +52,7 @@ from tokkit.pipelines.settings import Size
 from tokkit.pipelines.sharing import SharedUnits
 from tokkit.pipelines.unit import UnitJob, load_the_same
 from tokkit.shards.manifest import Manifest, load_manifest
+from tokkit.sources.base import AltText, SourceOptions
 from tokkit.sources.resolve import ResolvedInputs, absolute_input, resolve_inputs
 from tokkit.storage import fingerprint_of, pretty_json, write_atomic
 
@@ -74,6 +75,7 @@ class ShardConfig(BaseModel):
         image_layout: see :mod:`tokkit.interleave`; None takes the released model's own, or ``plain``.
         pair_order: order of media and text in pairs; ``random`` is half and half, drawn per document.
         text_joiner: stands between texts that become neighbours because the media item between them was left out.
+        alt_text: whether the alternative text of a picture stands in an interleaved document as text, before or after it.
         metadata: fields of the source that are kept per document.
         val_fraction: share of documents (by content hash) held out as split ``val``.
         seed: of every drawn choice.
@@ -112,6 +114,7 @@ class ShardConfig(BaseModel):
     image_layout: ImageLayout | None = None
     pair_order: PairOrder = "image-first"
     text_joiner: str = "\n\n"
+    alt_text: AltText = "none"
     metadata: list[str] = Field(default_factory=list)
     val_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     seed: int = 0
@@ -185,6 +188,11 @@ class ShardConfig(BaseModel):
             raise ValueError("no such file or folder")
         return path
 
+    @property
+    def source_options(self) -> SourceOptions:
+        """What is asked of the sources."""
+        return SourceOptions(alt_text=self.alt_text)
+
 
 @dataclass(frozen=True)
 class ShardResult:
@@ -253,7 +261,7 @@ def opened(config: ShardConfig, progress: Progress, *, recorded: bool = False) -
         recorded: nothing is to be encoded, so the numeric environment is the recorded one, whatever this machine's is.
     """
     check_dedup(config)
-    resolved = resolve_inputs(config.inputs)
+    resolved = resolve_inputs(config.inputs, config.source_options)
     setup = prepare(config, resolved)
     if recorded:
         setup = replace(setup, numeric=claimed(config.out / CONFIG)["numeric"])

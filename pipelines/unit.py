@@ -405,6 +405,7 @@ class _Attempt:
             container_errors=self.tally.container_errors,
             counted_documents=census.documents,
             counted_items=census.items,
+            counted_others=census.others,
             consumed=round(consumed, 9),
             splits=self.writer.counts(),
             numeric=self.job.numeric,

@@ -41,6 +41,7 @@ class _Sums:
     counted_items: Counter[str] = field(default_factory=Counter)
     counted_documents: int | None = 0
     container_errors: int = 0
+    counted_others: Counter[str] = field(default_factory=Counter)
 
     def add(self, record: CommitRecord) -> None:
         self.units += 1
@@ -49,6 +50,7 @@ class _Sums:
             self.items.setdefault(modality, Counter()).update(counts)
         self.reasons.update(record.reasons)
         self.counted_items.update(record.counted_items)
+        self.counted_others.update(record.counted_others)
         known = self.counted_documents is not None and record.counted_documents is not None
         self.counted_documents = (self.counted_documents or 0) + (record.counted_documents or 0) if known else None
         self.container_errors += record.container_errors
@@ -207,6 +209,7 @@ def check_sums(manifest: Manifest, records: Records, result: VerifyResult) -> No
             Counter(source.counted_items),
             source.counted_documents,
             source.container_errors,
+            Counter(source.counted_others),
         )
         _compare(f"source {source.name}", mine, stated, result)
     total = records.all
@@ -218,6 +221,7 @@ def check_sums(manifest: Manifest, records: Records, result: VerifyResult) -> No
         total.counted_items,
         total.counted_documents,
         manifest.container_errors,
+        total.counted_others,
     )
     _compare("all sources", total, stated, result)
     units = Counter(records.numeric)

@@ -43,7 +43,7 @@ from tokkit.pipelines.shard import ShardConfig, ShardResult, shard
 from tokkit.pipelines.unit import UnitJob
 from tokkit.pipelines.verify import VerifyConfig, verify
 from tokkit.shards.native import open_shards
-from tokkit.sources.base import Alive, Census, Unit, silent
+from tokkit.sources.base import Alive, Census, SourceOptions, Unit, silent
 from tokkit.sources.jsonl import JsonlSource
 from tokkit.sources.resolve import ResolvedInputs, resolve_inputs
 from tokkit.sources.webdataset import WebDatasetSource
@@ -571,8 +571,8 @@ def test_a_unit_that_fails_in_a_worker_is_taken_up_again(
 ) -> None:
     import tokkit.pipelines.shard
 
-    def resolve(inputs: list[str]) -> ResolvedInputs:
-        found = resolve_inputs(inputs)
+    def resolve(inputs: list[str], options: SourceOptions) -> ResolvedInputs:
+        found = resolve_inputs(inputs, options)
         sources = [FailsOnce(s.name, s.root, s.files) if isinstance(s, JsonlSource) else s for s in found.sources]
         for source in sources:
             source.mark = tmp_path / "failed"  # type: ignore[attr-defined]
@@ -592,7 +592,7 @@ def test_a_count_that_takes_longer_than_a_stall_is_no_stall(
 
     found = resolve_inputs([str(world.corpus.folder / "texts")])
     slow = ResolvedInputs([CountsSlowly(s.name, s.root, s.files) for s in found.sources], found.ignored)
-    monkeypatch.setattr(tokkit.pipelines.shard, "resolve_inputs", lambda inputs: slow)
+    monkeypatch.setattr(tokkit.pipelines.shard, "resolve_inputs", lambda inputs, options: slow)
     inputs = [str(world.corpus.folder / "texts")]
     result = world.run(tmp_path / "out", inputs=inputs, pack=None, workers=1, stall_seconds=1.5, image_tokenizer=None)
     assert result.summary["lost"] == {"documents": 0, "images": 0, "tokens": 0}

@@ -218,7 +218,7 @@ def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 def test_the_registry() -> None:
-    assert list(known_formats()) == ["webdataset", "obelics", "hf_parquet", "jsonl", "text"]
+    assert list(known_formats()) == ["webdataset", "obelics", "hf_parquet", "jsonl", "warc", "wet", "text"]
     for name, description in known_formats().items():
         assert issubclass(source_class(name), Source)
         assert source_class(name).format == name

@@ -67,11 +67,13 @@ class Media:
         data: the encoded file as found, or None where ``failure`` says why there is none.
         ref: how the source names the item (member, path, URL): for ledgers and people, never opened as a path.
         failure: set exactly where ``data`` is None.
+        alt: what the source says of it where it cannot be shown (alternative text); no part of what the document says.
     """
 
     data: bytes | None
     ref: str
     failure: Failure | None = None
+    alt: str = ""
 
     def __post_init__(self) -> None:
         if (self.data is None) == (self.failure is None):

@@ -53,7 +53,8 @@ class Split(_Model):
 class SourceTotals(_Model):
     """One source: its files, and what became of every document and media item in it (counts by outcome).
 
-    ``counted_documents`` and ``counted_items`` were taken apart from the pipeline (None where damage makes it unknowable).
+    ``counted_documents`` and ``counted_items`` were taken apart from the pipeline (None where damage makes it unknowable);
+    ``counted_others`` is what is in the files and is no document, by kind (requests and styles of a web archive).
     """
 
     name: str
@@ -67,6 +68,7 @@ class SourceTotals(_Model):
     container_errors: int
     counted_documents: int | None
     counted_items: dict[str, int]
+    counted_others: dict[str, int] = Field(default_factory=dict)
 
 
 class TokenizerEntry(_Model):

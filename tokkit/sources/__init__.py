@@ -7,11 +7,11 @@ This is the registry. Format modules are imported when they are first asked for,
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tokkit.sources.base import InputFile, Source
+from tokkit.sources.base import InputFile, Source, SourceOptions
 
 
 class Format(NamedTuple):
@@ -21,12 +21,14 @@ class Format(NamedTuple):
         module, attribute: where its :class:`~tokkit.sources.base.Source` lies.
         suffixes: endings of its files' names, lower case.
         description: one line for ``--help``.
+        packages: those whose version may change what its documents are.
     """
 
     module: str
     attribute: str
     suffixes: tuple[str, ...]
     description: str
+    packages: tuple[str, ...] = ()
 
 
 FORMATS: dict[str, Format] = {
@@ -54,6 +56,19 @@ FORMATS: dict[str, Format] = {
         (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".json.gz"),
         "text documents, one JSON object a line with a field text, content or raw_content; plain or gzip",
     ),
+    "warc": Format(
+        "tokkit.sources.warc.source",
+        "WarcSource",
+        (".warc", ".warc.gz", ".arc", ".arc.gz"),
+        "web archives (WARC, ARC; plain or gzip): each HTML page a document of text and the pictures in the same file",
+        packages=("resiliparse",),
+    ),
+    "wet": Format(
+        "tokkit.sources.warc.source",
+        "WetSource",
+        (".wet", ".wet.gz"),
+        "texts of web pages as Common Crawl extracts them (WET)",
+    ),
     "text": Format("tokkit.sources.text", "TextSource", (".txt", ".md"), "plain UTF-8 text, one document a file"),
 }
 
@@ -70,6 +85,16 @@ def source_class(name: str) -> type[Source]:
     return found
 
 
-def make_source(format_name: str, name: str, root: Path, files: Sequence[InputFile]) -> Source:
+def packages_of(formats: Collection[str]) -> set[str]:
+    """Packages whose version may change what documents of these formats are."""
+    return {package for name in formats for package in FORMATS[name].packages}
+
+
+def make_source(
+    format_name: str, name: str, root: Path, files: Sequence[InputFile], options: SourceOptions | None = None
+) -> Source:
     """A source called ``name`` over ``files``, which lie below ``root``."""
-    return source_class(format_name)(name, root, sorted(files, key=lambda file: file.name))
+    source = source_class(format_name)(name, root, sorted(files, key=lambda file: file.name))
+    if options is not None:
+        source.options = options
+    return source

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from tokkit.documents import Document
 
@@ -31,6 +31,20 @@ Alive = Callable[[], None]
 
 def silent() -> None:
     """Where nobody waits for a sign of life."""
+
+
+AltText = Literal["none", "before", "after"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceOptions:
+    """What a run asks of its sources.
+
+    Attributes:
+        alt_text: whether the alternative text of a picture in an interleaved document stands there as text, before or after it.
+    """
+
+    alt_text: AltText = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +116,12 @@ class Census:
     Attributes:
         documents: documents in the range, upstream failures included; None where damage makes it unknowable.
         items: media items by modality, in documents that are not failures themselves; absent where it cannot be known cheaply.
+        others: by kind, what else is in the range and is no document (a web archive's requests, styles, revisits...).
     """
 
     documents: int | None
     items: dict[str, int] = field(default_factory=dict)
+    others: dict[str, int] = field(default_factory=dict)
 
 
 class UnitReader(ABC):
@@ -124,9 +140,13 @@ class Source(ABC):
         name: the source's name in this run; part of every locator's document, so unique in a run.
         root: the folder that file names are relative to.
         files: the files that hold documents, sorted by name.
+
+    Attributes:
+        options: set by :func:`tokkit.sources.make_source`.
     """
 
     format: ClassVar[str]
+    options: SourceOptions = SourceOptions()
 
     def __init__(self, name: str, root: Path, files: Sequence[InputFile]) -> None:
         self.name = name

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 
 from tokkit.documents import Document, Failure, Image, Outcome, Segment, Text
 from tokkit.errors import ItemError
+from tokkit.sources.alttext import with_alt_text
 from tokkit.sources.base import Alive, ContainerDamage, InputFile, Unit
 from tokkit.sources.media_files import FilesBelow, UrlStore, companions_of, prefix_of
 from tokkit.sources.parquet import ParquetSource, RowReader
@@ -26,6 +28,7 @@ from tokkit.sources.untrusted import MAX_ITEM_BYTES, metadata_of, parse_json, pr
 
 _COLUMNS = ("images", "texts", "metadata", "general_metadata")
 _URL = re.compile(r"(?:[a-z][a-z0-9+.-]*:)?//|(?:data|file):", re.IGNORECASE)
+_MAX_ALT = 10_000
 _MAX_NAME = 2048  # of a data: URL, no more is worth keeping
 
 
@@ -79,8 +82,10 @@ class _ObelicsRows(RowReader):
 
     def document(self, unit: Unit, locator: str, row: Mapping[str, object]) -> Document:
         places = row_places(row)
-        general, url = _page(row)
-        segments = tuple(self._segment(unit, locator, place, image, text) for place, (image, text) in enumerate(places))
+        general, url, alts = _page(row)
+        found = (self._segment(unit, locator, place, image, text) for place, (image, text) in enumerate(places))
+        named = (_with_alt(segment, alts, place) for place, segment in enumerate(found))
+        segments = with_alt_text(named, self._source.options.alt_text)
         kept = tuple(segment for segment in segments if not (isinstance(segment, Text) and not segment.text))
         if not kept:
             raise ItemError("empty-document", "no text and no picture at any place")
@@ -184,8 +189,15 @@ def row_places(row: Mapping[str, object]) -> list[tuple[object, object]]:
     return list(zip(images, texts, strict=True))
 
 
-def _page(row: Mapping[str, object]) -> tuple[dict[str, object], str]:
-    """The page's fields and its URL, empty where the row does not tell."""
+def _with_alt(segment: Segment, alts: list[str], place: int) -> Segment:
+    """A picture with the alternative text that the row's metadata has at its place."""
+    if not isinstance(segment, Image) or place >= len(alts) or not alts[place]:
+        return segment
+    return replace(segment, alt=alts[place])
+
+
+def _page(row: Mapping[str, object]) -> tuple[dict[str, object], str, list[str]]:
+    """The page's fields, its URL, empty where the row does not tell, and the alternative texts by place."""
     general = _json_value(row.get("general_metadata"))
     pictures = _json_value(row.get("metadata"))
     if general is not None and not isinstance(general, dict):
@@ -194,7 +206,9 @@ def _page(row: Mapping[str, object]) -> tuple[dict[str, object], str]:
         raise ItemError("metadata-invalid", "metadata is not a JSON list")
     fields: dict[str, object] = general or {}
     named = [fields.get("url"), *(picture.get("document_url") for picture in pictures or [] if isinstance(picture, dict))]
-    return fields, next((url for url in named if isinstance(url, str) and url), "")
+    told = [picture.get("alt_text") if isinstance(picture, dict) else None for picture in pictures or []]
+    alts = [printable(" ".join(alt[:_MAX_ALT].split())) if isinstance(alt, str) else "" for alt in told]
+    return fields, next((url for url in named if isinstance(url, str) and url), ""), alts
 
 
 def _json_value(value: object) -> object:

@@ -45,6 +45,8 @@ def recognise(path: Path) -> Recognition:
         return Recognition(None, "a compressed tar: decompress it first")
     if name.endswith(".zst"):
         return Recognition(None, "compressed with zstd, which is not read: recompress it with gzip")
+    if name.endswith((".wat", ".wat.gz")):
+        return Recognition(None, "a WAT file: metadata of another archive, no documents")
     if name.endswith(".parquet"):
         return _recognise_parquet(path)
     if name.endswith(FORMATS["jsonl"].suffixes):

@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from tokkit.errors import ConfigError
 from tokkit.sources import FORMATS, make_source
-from tokkit.sources.base import InputFile, Source
+from tokkit.sources.base import InputFile, Source, SourceOptions
 from tokkit.sources.recognise import Recognition, is_sidecar, recognise
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
@@ -71,8 +71,8 @@ class _Input:
     accompanying: list[str] = field(default_factory=list)
 
 
-def resolve_inputs(inputs: Sequence[str]) -> ResolvedInputs:
-    """Turn INPUT arguments into sources.
+def resolve_inputs(inputs: Sequence[str], options: SourceOptions | None = None) -> ResolvedInputs:
+    """Turn INPUT arguments into sources, which do as ``options`` say.
 
     Source names are ``NAME``, or else the folder's name; an input of several formats gives ``NAME-FORMAT`` each. Default
     names that come twice get ``-2``, ``-3`` in input order. Files of one folder that are named one by one, as a shell does with
@@ -98,7 +98,7 @@ def resolve_inputs(inputs: Sequence[str]) -> ResolvedInputs:
     if not inputs:
         problems.append("no input: name a file, a folder or a glob")
     problems += _given_twice(found)
-    sources = _name_sources(found, problems)
+    sources = _name_sources(found, problems, options)
     if problems:
         raise ConfigError("input", problems)
     return ResolvedInputs(sources, [ignored for one in found for ignored in one.ignored])
@@ -328,7 +328,7 @@ def _given_twice(found: Sequence[_Input]) -> Iterator[str]:
                 break
 
 
-def _name_sources(found: Sequence[_Input], problems: list[str]) -> list[Source]:
+def _name_sources(found: Sequence[_Input], problems: list[str], options: SourceOptions | None) -> list[Source]:
     taken: set[str] = set()
     sources = []
     for one in found:
@@ -343,5 +343,5 @@ def _name_sources(found: Sequence[_Input], problems: list[str]) -> list[Source]:
                 number += 1
                 name = f"{wanted}-{number}"
             taken.add(name)
-            sources.append(make_source(format_name, name, one.root, one.by_format[format_name]))
+            sources.append(make_source(format_name, name, one.root, one.by_format[format_name], options))
     return sources
