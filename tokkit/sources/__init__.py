@@ -29,6 +29,9 @@ class Format(NamedTuple):
     description: str
 
 
+# JSON lines, of which the first ones tell what they are.
+LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".json.gz", ".jsonl.zip", ".ndjson.zip")
+
 FORMATS: dict[str, Format] = {
     "webdataset": Format(
         "tokkit.sources.webdataset",
@@ -48,11 +51,17 @@ FORMATS: dict[str, Format] = {
         (".parquet",),
         "parquet with an image or audio column {bytes, path} and a caption or transcript (Hugging Face datasets)",
     ),
+    "mmc4": Format(
+        "tokkit.sources.mmc4",
+        "Mmc4Source",
+        LINES,
+        "interleaved documents, one JSON object a line with text_list and image_info; pictures in images/ or in base64",
+    ),
     "jsonl": Format(
         "tokkit.sources.jsonl",
         "JsonlSource",
-        (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".json.gz"),
-        "text documents, one JSON object a line with a field text, content or raw_content; plain or gzip",
+        LINES,
+        "text documents, one JSON object a line with a field text, content or raw_content; plain, gzip or a zip of one file",
     ),
     "text": Format("tokkit.sources.text", "TextSource", (".txt", ".md"), "plain UTF-8 text, one document a file"),
 }

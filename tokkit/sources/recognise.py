@@ -7,17 +7,15 @@ that is understood and is of no known format is told apart with the reason.
 from __future__ import annotations
 
 import json
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokkit.sources import FORMATS
+from tokkit.sources import FORMATS, LINES
+from tokkit.sources.compressed import peek
 
 _PEEK = 1 << 18
 _FOREIGN_FIELDS = {
     "audio_filepath": "an audio manifest",
-    "image_info": "an MMC4 corpus",
-    "text_list": "an MMC4 corpus",
     "conversations": "a conversation data set",
 }
 _TEXT_FIELDS = ("text", "content", "raw_content")
@@ -47,7 +45,7 @@ def recognise(path: Path) -> Recognition:
         return Recognition(None, "compressed with zstd, which is not read: recompress it with gzip")
     if name.endswith(".parquet"):
         return _recognise_parquet(path)
-    if name.endswith(FORMATS["jsonl"].suffixes):
+    if name.endswith(LINES):
         return _recognise_lines(path)
     for format_name, entry in FORMATS.items():
         if name.endswith(entry.suffixes):
@@ -102,13 +100,9 @@ def _recognise_parquet(path: Path) -> Recognition:
 
 def _recognise_lines(path: Path) -> Recognition:
     """JSON lines are text documents, unless the first objects say that they are something else."""
-    with path.open("rb") as file:
-        head = file.read(_PEEK)
-    if path.name.lower().endswith(".gz"):
-        try:
-            head = zlib.decompressobj(31).decompress(head, _PEEK)
-        except zlib.error:
-            return Recognition("jsonl")  # not gzip, or damaged: reading will say so
+    head = peek(path, _PEEK)
+    if head is None:
+        return Recognition("jsonl")  # not compressed as its name says, or damaged: reading will say so
     objects = 0
     for line in head.splitlines()[:64]:
         try:
@@ -121,8 +115,12 @@ def _recognise_lines(path: Path) -> Recognition:
         foreign = [what for field, what in _FOREIGN_FIELDS.items() if field in fields]
         if foreign:
             return Recognition(None, f"{foreign[0]}, which is not read yet")
+        if "text_list" in fields and "image_info" in fields:
+            return Recognition("mmc4")
         if any(field in fields for field in _TEXT_FIELDS):
             return Recognition("jsonl")
+    if not objects and b'"matched_text_index"' in head and b'"image_info"' in head:
+        return Recognition("mmc4")  # the first line, with its pictures in it, is longer than what was looked at
     if objects:
         return Recognition(None, f"no line has a field {', '.join(_TEXT_FIELDS[:-1])} or {_TEXT_FIELDS[-1]}")
     return Recognition("jsonl")

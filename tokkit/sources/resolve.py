@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tokkit.errors import ConfigError
-from tokkit.sources import FORMATS, make_source
+from tokkit.sources import FORMATS, LINES, make_source
 from tokkit.sources.base import InputFile, Source
 from tokkit.sources.recognise import Recognition, is_sidecar, recognise
 
@@ -28,6 +28,9 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 # Files that speak of a folder rather than belong to the corpus in it.
 OWN_NOTES = {"README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "ATTRIBUTION", "CHANGELOG", "CITATION"}
+
+# Formats whose documents name pictures in the folders images/ and *_images/ beside them.
+WITH_PICTURE_FOLDERS = ("obelics", "mmc4")
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,7 +219,7 @@ def _glob(pattern: str) -> tuple[Path, list[Path], list[IgnoredFile]]:
 
 
 def _walk(folder: Path) -> tuple[list[Path], list[IgnoredFile]]:
-    """Files below a folder, sorted, hidden ones left out; picture folders of an OBELICS parquet beside them are not entered."""
+    """Files below a folder, sorted, hidden ones left out; picture folders beside interleaved documents are not entered."""
     files: list[Path] = []
     ignored: list[IgnoredFile] = []
     for here, folders, names in os.walk(folder, onerror=_raise):
@@ -245,8 +248,8 @@ def _raise(error: OSError) -> None:
 
 def _picture_folders(here: Path, folders: list[str], names: list[str]) -> set[str]:
     candidates = {name for name in folders if _names_pictures(name)}
-    parquets = (here / name for name in names if name.endswith(".parquet"))
-    if candidates and any(recognise(path).format == "obelics" for path in parquets):
+    documents = (here / name for name in names if name.lower().endswith((".parquet", *LINES)))
+    if candidates and any(recognise(path).format in WITH_PICTURE_FOLDERS for path in documents if path.is_file()):
         return candidates
     return set()
 
@@ -282,7 +285,7 @@ def _sort_files(one: _Input) -> _Input:
     if damaged:  # of the neighbours' format: reading them records the damage
         neighbours = [name for name in one.by_format if name in ("obelics", "hf_parquet")]
         one.by_format.setdefault(neighbours[0] if len(neighbours) == 1 else "hf_parquet", []).extend(damaged)
-    homes = {Path(file.path).parent for file in one.by_format.get("obelics", ())}
+    homes = {Path(file.path).parent for name in WITH_PICTURE_FOLDERS for file in one.by_format.get(name, ())}
     one.ignored = [file for file in one.ignored if not _in_picture_folder(Path(file.path), homes)]
     if not one.by_format:
         raise _ProblemError(_nothing_found(one))
