@@ -57,6 +57,12 @@ FORMATS: dict[str, Format] = {
         LINES,
         "interleaved documents, one JSON object a line with text_list and image_info; pictures in images/ or in base64",
     ),
+    "image_folder": Format(
+        "tokkit.sources.image_folder",
+        "ImageFolderSource",
+        (),  # told by the whole folder, not by a file in it
+        "folders of picture files, with NAME.txt, metadata.jsonl or metadata.csv (file_name, text or caption) beside them",
+    ),
     "jsonl": Format(
         "tokkit.sources.jsonl",
         "JsonlSource",

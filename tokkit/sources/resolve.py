@@ -19,7 +19,9 @@ from urllib.parse import unquote, urlsplit
 from tokkit.errors import ConfigError
 from tokkit.sources import FORMATS, LINES, make_source
 from tokkit.sources.base import InputFile, Source
+from tokkit.sources.image_folder import folders_of
 from tokkit.sources.recognise import Recognition, is_sidecar, recognise
+from tokkit.sources.samples import is_picture_name
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
 _FORMAT = re.compile(r"([A-Za-z][A-Za-z0-9_-]*):(?!//)(.+)", re.DOTALL)
@@ -287,9 +289,28 @@ def _sort_files(one: _Input) -> _Input:
         one.by_format.setdefault(neighbours[0] if len(neighbours) == 1 else "hf_parquet", []).extend(damaged)
     homes = {Path(file.path).parent for name in WITH_PICTURE_FOLDERS for file in one.by_format.get(name, ())}
     one.ignored = [file for file in one.ignored if not _in_picture_folder(Path(file.path), homes)]
+    if one.format == "image_folder" or (one.format is None and not one.single):
+        _take_image_folders(one)
     if not one.by_format:
         raise _ProblemError(_nothing_found(one))
     return one
+
+
+def _take_image_folders(one: _Input) -> None:
+    """Take the input for folders of pictures, where that was asked for or where nothing else than they is in it.
+
+    A picture that lies beside a corpus stays what it is: a file that is not read.
+    """
+    if one.format is None and not any(is_picture_name(Path(file.path).name) for file in one.ignored):
+        return
+    folders, used = folders_of(one.files)
+    read = {Path(file.path) for files in one.by_format.values() for file in files}
+    if one.format is None and (not folders or not read <= used):
+        return
+    rest = [path for path in sorted(read - used) if one.format]
+    one.by_format = {"image_folder": [InputFile.of(folder, one.root) for folder in folders]} if folders else {}
+    one.ignored = [file for file in one.ignored if Path(file.path) not in used]
+    one.ignored += [IgnoredFile(str(path), "image_folder reads whole folders: name the folder") for path in rest]
 
 
 def _verdict(one: _Input, path: Path) -> Recognition:
