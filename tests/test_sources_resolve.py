@@ -179,7 +179,7 @@ def test_damaged_files_keep_the_format_of_their_name_or_neighbours(tmp_path: Pat
     ("name", "content", "why"),
     [
         ("m.jsonl", json.dumps({"audio_filepath": "a.wav", "text": "a"}), "audio manifest"),
-        ("m.jsonl", json.dumps({"conversations": []}), "conversation"),
+        ("m.json", json.dumps([{"a": 1}]), "conversations"),
         ("m.jsonl", json.dumps({"label": 1}), "no line has a field"),
         ("m.tar.gz", "x", "decompress"),
         ("m.jsonl.zst", "x", "zstd"),
@@ -218,7 +218,7 @@ def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 def test_the_registry() -> None:
-    assert list(known_formats()) == ["webdataset", "obelics", "hf_parquet", "mmc4", "image_folder", "jsonl", "text"]
+    assert list(known_formats()) == ["webdataset", "obelics", "hf_parquet", "mmc4", "llava", "image_folder", "jsonl", "text"]
     for name, description in known_formats().items():
         assert issubclass(source_class(name), Source)
         assert source_class(name).format == name

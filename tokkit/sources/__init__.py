@@ -57,6 +57,12 @@ FORMATS: dict[str, Format] = {
         LINES,
         "interleaved documents, one JSON object a line with text_list and image_info; pictures in images/ or in base64",
     ),
+    "llava": Format(
+        "tokkit.sources.llava",
+        "LlavaSource",
+        (".json", *LINES),
+        "conversations about pictures: a JSON list or JSON lines with conversations and image (LLaVA, Lumina-mGPT)",
+    ),
     "image_folder": Format(
         "tokkit.sources.image_folder",
         "ImageFolderSource",

@@ -14,7 +14,7 @@ from typing import BinaryIO, ClassVar
 
 from tokkit.documents import Document, modality_of
 from tokkit.errors import ItemError
-from tokkit.sources.base import Alive, Census, ContainerDamage, Source, Unit, UnitReader, silent
+from tokkit.sources.base import Alive, Census, ContainerDamage, InputFile, Source, Unit, UnitReader, silent
 from tokkit.sources.compressed import DAMAGE_ERRORS, StreamDamage, decompress, is_compressed, open_decompressed
 from tokkit.sources.lines import LineSplitter, line_start, read_lines
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, parse_json
@@ -42,13 +42,17 @@ class LineSource(Source):
     def units(self, unit_bytes: int) -> Iterator[Unit]:
         """Ranges of bytes at line starts; a compressed file is one."""
         for file in self.files:
-            cuts = [0]
-            if not is_compressed(file.name) and file.size > unit_bytes:
-                with Path(file.path).open("rb") as stream:
-                    while (cut := line_start(stream, cuts[-1] + unit_bytes, file.size)) < file.size:
-                        cuts.append(cut)
-            for start, stop in zip(cuts, [*cuts[1:], file.size], strict=True):
-                yield Unit(self.name, file.name, file.path, start, stop, stop - start)
+            yield from self.file_units(file, unit_bytes)
+
+    def file_units(self, file: InputFile, unit_bytes: int) -> Iterator[Unit]:
+        """The units of one file."""
+        cuts = [0]
+        if not is_compressed(file.name) and file.size > unit_bytes:
+            with Path(file.path).open("rb") as stream:
+                while (cut := line_start(stream, cuts[-1] + unit_bytes, file.size)) < file.size:
+                    cuts.append(cut)
+        for start, stop in zip(cuts, [*cuts[1:], file.size], strict=True):
+            yield Unit(self.name, file.name, file.path, start, stop, stop - start)
 
     def read(self, unit: Unit) -> UnitReader:
         """A document a line."""

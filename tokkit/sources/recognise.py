@@ -16,7 +16,6 @@ from tokkit.sources.compressed import peek
 _PEEK = 1 << 18
 _FOREIGN_FIELDS = {
     "audio_filepath": "an audio manifest",
-    "conversations": "a conversation data set",
 }
 _TEXT_FIELDS = ("text", "content", "raw_content")
 
@@ -47,6 +46,8 @@ def recognise(path: Path) -> Recognition:
         return _recognise_parquet(path)
     if name.endswith(LINES):
         return _recognise_lines(path)
+    if name.endswith(".json"):
+        return _recognise_json(path)
     for format_name, entry in FORMATS.items():
         if name.endswith(entry.suffixes):
             return Recognition(format_name)
@@ -98,6 +99,13 @@ def _recognise_parquet(path: Path) -> Recognition:
     return Recognition(None, f"neither lists images and texts, nor a column {{bytes, path}} of media; its columns are: {names}")
 
 
+def _recognise_json(path: Path) -> Recognition:
+    head = (peek(path, _PEEK) or b"").removeprefix(b"\xef\xbb\xbf").lstrip()
+    if head.startswith(b"[") and b'"conversations"' in head:
+        return Recognition("llava")
+    return Recognition(None, "a JSON file that is no list of conversations")
+
+
 def _recognise_lines(path: Path) -> Recognition:
     """JSON lines are text documents, unless the first objects say that they are something else."""
     head = peek(path, _PEEK)
@@ -115,6 +123,8 @@ def _recognise_lines(path: Path) -> Recognition:
         foreign = [what for field, what in _FOREIGN_FIELDS.items() if field in fields]
         if foreign:
             return Recognition(None, f"{foreign[0]}, which is not read yet")
+        if "conversations" in fields:
+            return Recognition("llava")
         if "text_list" in fields and "image_info" in fields:
             return Recognition("mmc4")
         if any(field in fields for field in _TEXT_FIELDS):

@@ -32,7 +32,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 OWN_NOTES = {"README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "ATTRIBUTION", "CHANGELOG", "CITATION"}
 
 # Formats whose documents name pictures in the folders images/ and *_images/ beside them.
-WITH_PICTURE_FOLDERS = ("obelics", "mmc4")
+WITH_PICTURE_FOLDERS = ("obelics", "mmc4", "llava")
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +289,8 @@ def _sort_files(one: _Input) -> _Input:
         one.by_format.setdefault(neighbours[0] if len(neighbours) == 1 else "hf_parquet", []).extend(damaged)
     homes = {Path(file.path).parent for name in WITH_PICTURE_FOLDERS for file in one.by_format.get(name, ())}
     one.ignored = [file for file in one.ignored if not _in_picture_folder(Path(file.path), homes)]
+    above = {Path(file.path).parent for file in one.by_format.get("llava", ())}  # whose pictures may be in any folder below
+    one.ignored = [f for f in one.ignored if not (is_picture_name(f.path) and above.intersection(Path(f.path).parents))]
     if one.format == "image_folder" or (one.format is None and not one.single):
         _take_image_folders(one)
     if not one.by_format:
