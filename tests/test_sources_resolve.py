@@ -182,7 +182,8 @@ def test_damaged_files_keep_the_format_of_their_name_or_neighbours(tmp_path: Pat
         ("m.json", json.dumps([{"a": 1}]), "conversations"),
         ("m.jsonl", json.dumps({"label": 1}), "no line has a field"),
         ("m.tar.gz", "x", "decompress"),
-        ("m.jsonl.zst", "x", "zstd"),
+        ("m.txt.zst", "x", "zstd"),
+        ("m.csv", "a,b\n1,2\n", "its columns are: a, b"),
     ],
 )
 def test_what_is_not_read_says_why(tmp_path: Path, name: str, content: str, why: str) -> None:
@@ -218,7 +219,18 @@ def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 def test_the_registry() -> None:
-    assert list(known_formats()) == ["webdataset", "obelics", "hf_parquet", "mmc4", "llava", "image_folder", "jsonl", "text"]
+    assert list(known_formats()) == [
+        "webdataset",
+        "obelics",
+        "hf_parquet",
+        "mmc4",
+        "llava",
+        "image_folder",
+        "jsonl",
+        "text_parquet",
+        "csv",
+        "text",
+    ]
     for name, description in known_formats().items():
         assert issubclass(source_class(name), Source)
         assert source_class(name).format == name

@@ -30,7 +30,7 @@ class Format(NamedTuple):
 
 
 # JSON lines, of which the first ones tell what they are.
-LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".json.gz", ".jsonl.zip", ".ndjson.zip")
+LINES = (".json.gz", *(f".{name}{packed}" for name in ("jsonl", "ndjson") for packed in ("", ".gz", ".zip", ".zst")))
 
 FORMATS: dict[str, Format] = {
     "webdataset": Format(
@@ -73,7 +73,19 @@ FORMATS: dict[str, Format] = {
         "tokkit.sources.jsonl",
         "JsonlSource",
         LINES,
-        "text documents, one JSON object a line with a field text, content or raw_content; plain, gzip or a zip of one file",
+        "text documents, one JSON object a line with a field text, content or raw_content; plain, gzip, zstd or zip",
+    ),
+    "text_parquet": Format(
+        "tokkit.sources.text_parquet",
+        "TextParquetSource",
+        (".parquet",),
+        "parquet of text documents: a string column text, content or raw_content, and nothing binary",
+    ),
+    "csv": Format(
+        "tokkit.sources.csv_table",
+        "CsvSource",
+        (".csv", ".tsv"),
+        "tables of text documents, one a row, with a column text, content or caption named in the first row",
     ),
     "text": Format("tokkit.sources.text", "TextSource", (".txt", ".md"), "plain UTF-8 text, one document a file"),
 }

@@ -1,4 +1,4 @@
-"""Compressed files by their names' endings: ``.gz``, and ``.zip`` with one file in it; piece by piece, naming the damage."""
+"""Compressed files by their names' endings: ``.gz``, ``.zst``, ``.zip`` of one file; piece by piece, naming the damage."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ from tokkit.sources.untrusted import printable
 
 __all__ = ["DAMAGE_ERRORS", "StreamDamage", "decompress", "is_compressed", "open_decompressed", "peek"]
 
-SUFFIXES = (".gz", ".zip")
+SUFFIXES = (".gz", ".zip", ".zst")
 _PIECE = 1 << 20
+_ZSTD_PIECE = 1 << 16  # what a damage takes along
+_ZSTD_AHEAD = 1 << 16  # of the file: what the library reads before it decompresses
 
 # What readers raise for bytes at fault; an OSError with an errno is the disk's fault and not among them.
 DAMAGE_ERRORS = (EOFError, OSError, zlib.error, zipfile.BadZipFile, ItemError)
@@ -32,7 +34,8 @@ def is_compressed(name: str) -> bool:
 
 def decompress(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes] | StreamDamage]:
     """Pairs of (bytes of the file consumed so far, decompressed piece), ended by a damage if there is one."""
-    return unzip(file) if name.lower().endswith(".zip") else gunzip(file)
+    lower = name.lower()
+    return unzip(file) if lower.endswith(".zip") else unzstd(file) if lower.endswith(".zst") else gunzip(file)
 
 
 @contextlib.contextmanager
@@ -42,6 +45,11 @@ def open_decompressed(path: str, name: str) -> Iterator[BinaryIO]:
     if lower.endswith(".zip"):
         with zipfile.ZipFile(path) as archive, archive.open(_only_member(archive)) as stream:
             yield stream  # type: ignore[misc]
+    elif lower.endswith(".zst"):
+        import pyarrow as pa
+
+        with pa.CompressedInputStream(path, "zstd") as stream:
+            yield io.BufferedReader(stream, _PIECE)
     elif lower.endswith(".gz"):
         with gzip.open(path) as stream:
             yield stream  # type: ignore[misc]
@@ -85,6 +93,33 @@ def unzip(file: BinaryIO) -> Iterator[tuple[int, bytes] | StreamDamage]:
             raise
         yield StreamDamage(begin, "zip-damaged", printable(f"the archive cannot be read: {error}"))
         return
+    yield size, b""
+
+
+def unzstd(file: BinaryIO) -> Iterator[tuple[int, bytes] | StreamDamage]:
+    """A zstd stream of any number of frames; see :func:`decompress`. A damage may take up to a piece before it along."""
+    import pyarrow as pa
+
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if size == 0:
+        yield StreamDamage(0, "zstd-truncated", "the file has no bytes")
+        return
+    before = 0
+    with pa.CompressedInputStream(pa.PythonFile(file, "rb"), "zstd") as stream:
+        while True:
+            try:
+                piece = stream.read(_ZSTD_PIECE)
+            except OSError as error:
+                if error.errno is not None:
+                    raise
+                reason = "zstd-truncated" if "truncated" in str(error).lower() else "zstd-damaged"
+                yield StreamDamage(max(0, before - _ZSTD_AHEAD), reason, str(error))
+                return
+            if not piece:
+                break
+            before = file.tell()
+            yield before, piece
     yield size, b""
 
 

@@ -40,12 +40,14 @@ def recognise(path: Path) -> Recognition:
     name = path.name.lower()
     if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         return Recognition(None, "a compressed tar: decompress it first")
-    if name.endswith(".zst"):
-        return Recognition(None, "compressed with zstd, which is not read: recompress it with gzip")
+    if name.endswith(".zst") and not name.endswith(LINES):
+        return Recognition(None, "compressed with zstd, which is read of JSON lines only: recompress it")
     if name.endswith(".parquet"):
         return _recognise_parquet(path)
     if name.endswith(LINES):
         return _recognise_lines(path)
+    if name.endswith((".csv", ".tsv")):
+        return _recognise_table(path)
     if name.endswith(".json"):
         return _recognise_json(path)
     for format_name, entry in FORMATS.items():
@@ -84,6 +86,7 @@ def _recognise_parquet(path: Path) -> Recognition:
     from tokkit.sources.hf_parquet import media_columns
     from tokkit.sources.obelics import is_list_of
     from tokkit.sources.parquet import is_damage, tidy_message
+    from tokkit.sources.text_parquet import is_text
 
     try:
         schema = pq.read_schema(path)
@@ -95,8 +98,21 @@ def _recognise_parquet(path: Path) -> Recognition:
         return Recognition("obelics")
     if media_columns(schema):
         return Recognition("hf_parquet")
+    if is_text(schema):
+        return Recognition("text_parquet")
     names = ", ".join(schema.names[:12])
-    return Recognition(None, f"neither lists images and texts, nor a column {{bytes, path}} of media; its columns are: {names}")
+    return Recognition(
+        None, f"no lists images and texts, no column {{bytes, path}} of media, no table of text; its columns are: {names}"
+    )
+
+
+def _recognise_table(path: Path) -> Recognition:
+    from tokkit.sources.csv_table import TEXT_COLUMNS, heading_of, text_column
+
+    heading = heading_of(peek(path, _PEEK) or b"", path.name)
+    if text_column(heading) is not None:
+        return Recognition("csv")
+    return Recognition(None, f"no one column {', '.join(TEXT_COLUMNS)}; its columns are: {', '.join(heading)[:200]}")
 
 
 def _recognise_json(path: Path) -> Recognition:

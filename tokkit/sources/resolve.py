@@ -285,7 +285,7 @@ def _sort_files(one: _Input) -> _Input:
         else:
             one.ignored.append(IgnoredFile(str(path), verdict.why))
     if damaged:  # of the neighbours' format: reading them records the damage
-        neighbours = [name for name in one.by_format if name in ("obelics", "hf_parquet")]
+        neighbours = [name for name in one.by_format if name in ("obelics", "hf_parquet", "text_parquet")]
         one.by_format.setdefault(neighbours[0] if len(neighbours) == 1 else "hf_parquet", []).extend(damaged)
     homes = {Path(file.path).parent for name in WITH_PICTURE_FOLDERS for file in one.by_format.get(name, ())}
     one.ignored = [file for file in one.ignored if not _in_picture_folder(Path(file.path), homes)]
