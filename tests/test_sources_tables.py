@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
 from pathlib import Path
 
@@ -183,20 +182,10 @@ def test_real_texts_as_tables_and_zstd(shared_data: Path, tmp_path: Path) -> Non
 
 
 def zstd(data: bytes) -> bytes:
-    sink = io.BytesIO()
-    with pa.CompressedOutputStream(pa.PythonFile(sink, "wb"), "zstd") as stream:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
         stream.write(data)
-        stream.flush()
-        return sink.getvalue() if stream.closed else _closed(stream, sink)
-
-
-def _closed(stream: pa.CompressedOutputStream, sink: io.BytesIO) -> bytes:
-    kept = sink.close
-    sink.close = lambda: None  # type: ignore[method-assign]
-    stream.close()
-    data = sink.getvalue()
-    kept()
-    return data
+    return sink.getvalue().to_pybytes()
 
 
 def lines_of(count: int) -> bytes:

@@ -91,13 +91,28 @@ FORMATS: dict[str, Format] = {
 }
 
 
+def formats() -> dict[str, Format]:
+    """All formats by name: tokkit's own, and those of installed packages (:mod:`tokkit.sources.plugins`).
+
+    Raises:
+        UsageError: an installed package offers a format that cannot be used.
+    """
+    from tokkit.sources.plugins import installed_formats
+
+    return {**FORMATS, **installed_formats()}
+
+
 def known_formats() -> dict[str, str]:
     """Names of the formats that can be read, each with one line that says what it is."""
-    return {name: entry.description for name, entry in FORMATS.items()}
+    return {name: entry.description for name, entry in formats().items()}
 
 
 def source_class(name: str) -> type[Source]:
     """The class that reads format ``name``; raises KeyError for a name that :func:`known_formats` does not give."""
+    if name not in FORMATS and name in formats():
+        from tokkit.sources.plugins import installed_class
+
+        return installed_class(name)
     entry = FORMATS[name]
     found: type[Source] = getattr(importlib.import_module(entry.module), entry.attribute)
     return found

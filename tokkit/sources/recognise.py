@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tokkit.sources import FORMATS, LINES
 from tokkit.sources.compressed import peek
+from tokkit.sources.plugins import installed_formats
 
 _PEEK = 1 << 18
 _FOREIGN_FIELDS = {
@@ -36,7 +37,19 @@ class Recognition:
 
 
 def recognise(path: Path) -> Recognition:
-    """The format of a file; raises OSError where it cannot be read for reasons of the surroundings."""
+    """The format of a file; raises OSError where it cannot be read for reasons of the surroundings.
+
+    Formats of installed packages go by the name alone, and only where tokkit's own do not know the file.
+    """
+    found = _recognise_own(path)
+    if found.format is None and not found.damaged_parquet:
+        for name, entry in installed_formats().items():
+            if path.name.lower().endswith(entry.suffixes):
+                return Recognition(name)
+    return found
+
+
+def _recognise_own(path: Path) -> Recognition:
     name = path.name.lower()
     if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         return Recognition(None, "a compressed tar: decompress it first")

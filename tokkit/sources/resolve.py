@@ -17,7 +17,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tokkit.errors import ConfigError
-from tokkit.sources import FORMATS, LINES, make_source
+from tokkit.sources import LINES, formats, make_source
 from tokkit.sources.base import InputFile, Source
 from tokkit.sources.image_folder import folders_of
 from tokkit.sources.recognise import Recognition, is_sidecar, recognise
@@ -154,8 +154,8 @@ def _split(typed: str) -> tuple[str | None, str | None, str]:
 def _parse(typed: str) -> _Input:
     """Split the prefixes off and list the files. What exists as a path, with whatever characters, is a path."""
     name, format_name, rest = _split(typed)
-    if format_name is not None and format_name not in FORMATS:
-        raise _ProblemError(f"there is no format {format_name!r}; known are {', '.join(FORMATS)}")
+    if format_name is not None and format_name not in formats():
+        raise _ProblemError(f"there is no format {format_name!r}; known are {', '.join(formats())}")
     rest = _local(rest)
     if _is_there(rest):
         path = Path(os.path.abspath(rest))  # noqa: PTH100 - unlike resolve(), keeps symbolic links as typed
@@ -326,13 +326,13 @@ def _verdict(one: _Input, path: Path) -> Recognition:
         if not one.single and path.stem.upper() in OWN_NOTES and path.suffix.lower() in ("", ".txt", ".md"):
             return Recognition(None, "the folder's own notes: name the file or its format to read it")
         return recognise(path)
-    if one.single or path.name.lower().endswith(FORMATS[one.format].suffixes):
+    if one.single or path.name.lower().endswith(formats()[one.format].suffixes):
         return Recognition(one.format)
     return Recognition(None, f"not a file of the format {one.format}")
 
 
 def _nothing_found(one: _Input) -> str:
-    known = "; ".join(f"{name}: {entry.description}" for name, entry in FORMATS.items())
+    known = "; ".join(f"{name}: {entry.description}" for name, entry in formats().items())
     if one.single and one.ignored:
         return f"{one.ignored[0].why}. Name the format (FORMAT:PATH) if you know better. Known formats: {known}"
     if one.accompanying and not one.ignored:
@@ -359,7 +359,7 @@ def _name_sources(found: Sequence[_Input], problems: list[str]) -> list[Source]:
     sources = []
     for one in found:
         base = one.name or one.root.name or "root"
-        for format_name in (name for name in FORMATS if name in one.by_format):
+        for format_name in (name for name in formats() if name in one.by_format):
             wanted = base if len(one.by_format) == 1 else f"{base}-{format_name}"
             if one.name is not None and wanted in taken:
                 problems.append(f"{one.typed}: the name {wanted!r} is taken by an earlier input")
