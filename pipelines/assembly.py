@@ -42,10 +42,11 @@ class Pending:
 def verdict(document: Document, slots: list[Slot]) -> Failure | None:
     """Whether a document can be written with what became of its media; None if so.
 
-    A pair is nothing without its media. Any other document goes on without a lost item, unless nothing else is in it.
+    A pair is nothing without its media, nor is a conversation without the pictures that it is about. Any other document goes on
+    without a lost item, unless nothing else is in it.
     """
     failures = [s.failure for s in slots if s.failure is not None]
-    if document.pair and failures:
+    if (document.pair or document.whole) and failures:
         return failures[0]
     if any(isinstance(s, Text) and s.text for s in document.segments) or len(failures) < len(slots):
         return None
@@ -76,14 +77,28 @@ def open_picture(slot: Slot, image_tokenizer: bool, limits: ImageLimits) -> Imag
     return None
 
 
+class Given(str):
+    """A text that is not to be learnt."""
+
+    __slots__ = ()
+
+
 def join_texts(segments: Sequence[Text | Slot], joiner: str) -> list[str | Slot]:
-    """Texts as strings and media with codes, in order; texts with nothing left between them become one, with ``joiner``."""
+    """Texts as strings and media with codes, in order; texts with nothing left between them become one, with ``joiner``.
+
+    A text that is not to be learnt becomes a :class:`Given`, and stays apart from one that is.
+    """
     joined: list[str | Slot] = []
     for segment in segments:
         if isinstance(segment, Slot):
             if segment.failure is None:
                 joined.append(segment)
-        elif joined and isinstance(joined[-1], str):
+        elif not segment.loss:
+            if joined and isinstance(joined[-1], Given):
+                joined[-1] = Given(joined[-1] + joiner + segment.text)
+            else:
+                joined.append(Given(segment.text))
+        elif joined and type(joined[-1]) is str:
             joined[-1] += joiner + segment.text
         else:
             joined.append(segment.text)
@@ -93,7 +108,7 @@ def join_texts(segments: Sequence[Text | Slot], joiner: str) -> list[str | Slot]
 def codes_of(slot: Slot) -> ImageCodes | AudioCodes:
     """A slot's codes as a part of the sequence."""
     assert slot.codes is not None
-    return ImageCodes(slot.codes, slot.media.hash)
+    return ImageCodes(slot.codes, slot.media.hash, slot.media.loss)
 
 
 def with_document(failure: Failure | None) -> Failure | None:

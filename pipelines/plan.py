@@ -99,7 +99,8 @@ def check_unchanged(source: Source, unit: Unit) -> None:
         FingerprintMismatch: they are not.
         OSError: one is gone.
     """
-    prefix = prefix_of(Path(unit.file)).as_posix()  # what is named alike belongs to it: a sidecar, a store of pictures
+    # What is named alike belongs to it: a sidecar, a store of pictures; to the input's own folder, everything.
+    prefix = prefix_of(Path(unit.file)).as_posix() if unit.file != "." else ""
     for planned in (source.file_of[unit.file], *(file for file in source.watched if file.name.startswith(prefix))):
         now = Path(planned.path).stat()
         if (now.st_size, now.st_mtime_ns) != (planned.size, planned.mtime_ns):

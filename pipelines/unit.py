@@ -28,7 +28,7 @@ from tokkit.documents import Document, Failure, Outcome, Text
 from tokkit.errors import BudgetExceeded, FingerprintMismatch, ItemError
 from tokkit.failpoints import failpoint
 from tokkit.interleave import Layout, TextCodes, order_segments
-from tokkit.pipelines.assembly import Pending, Slot, codes_of, join_texts, open_picture, verdict, with_document
+from tokkit.pipelines.assembly import Given, Pending, Slot, codes_of, join_texts, open_picture, verdict, with_document
 from tokkit.pipelines.batching import BatchEncoder, ImageBatcher, LocalEncoder
 from tokkit.pipelines.duplicates import DuplicateTable
 from tokkit.pipelines.ledger import CommitRecord, Ledger, Tally, sorted_counts, unit_entry
@@ -374,10 +374,13 @@ class _Attempt:
         with self.stage("text"):
             codes, lengths = self.processor.text.encode_joined(texts)
         with self.stage("write"):
-            if len(texts) == len(documents) and all(len(document) == 1 for document in documents):
+            if len(texts) == len(documents) and all(len(d) == 1 and type(d[0]) is str for d in documents):
                 return encode_texts(codes, lengths, self.job.vocabulary)
             own = iter(np.split(codes, np.cumsum(lengths)[:-1]))
-            parts = [[TextCodes(next(own)) if isinstance(p, str) else codes_of(p) for p in document] for document in documents]
+            parts = [
+                [TextCodes(next(own), not isinstance(p, Given)) if isinstance(p, str) else codes_of(p) for p in document]
+                for document in documents
+            ]
             return encode_documents(parts, self.job.vocabulary, self.job.layout)
 
     def withdraw(self, pending: Pending, failure: Failure) -> None:

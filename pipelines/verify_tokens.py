@@ -229,9 +229,10 @@ class TokensChecker:
         if not place.source:  # its commit record could not be read
             return
         part = batch.slice(int(rows[0]), int(rows[-1] - rows[0]) + 1)
+        file = "" if place.file == "." else place.file  # the input's own folder
         strangers = pc.or_(
             pc.not_equal(part.column("source"), place.source),
-            pc.invert(pc.starts_with(part.column("locator"), place.file)),
+            pc.invert(pc.starts_with(part.column("locator"), file)),
         ).to_numpy(zero_copy_only=False)
         wrong = rows[strangers[rows - rows[0]]]
         for row in wrong[: self.result.room(Code.ORDER)]:

@@ -24,6 +24,7 @@ from sources_helpers import (
 
 from tokkit.documents import Audio, Failure, Image, Outcome, Text
 from tokkit.sources.parquet import is_damage
+from tokkit.sources.resolve import resolve_inputs
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 HYPOTHESIS = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -185,6 +186,46 @@ def test_inline_pictures(tmp_path: Path) -> None:
     assert document.media[:2] == (Image(JPEG, "a.jpg"), Image(JPEG, "images[3]"))
     assert result.item_failures == {"not-downloaded": 1}
     assert_census_agrees(result)
+
+
+PICTURE = pa.struct([("aesthetic_prob", pa.float64()), ("bytes", pa.int64()), ("img_url_sha", pa.string())])
+PAGE = pa.struct([("domain", pa.list_(pa.string())), ("fluency_prob", pa.float64()), ("id", pa.int64()), ("url", pa.string())])
+
+
+def omnicorpus(path: Path, rows: list[dict[str, object]]) -> Path:
+    columns = {
+        "general_metadata": pa.array([row["page"] for row in rows], PAGE),
+        "images": pa.array([row["images"] for row in rows], pa.list_(pa.string())),
+        "texts": pa.array([row["texts"] for row in rows], pa.list_(pa.string())),
+        "metadata": pa.array([row["pictures"] for row in rows], pa.list_(PICTURE)),
+    }
+    return write_parquet(path, columns)
+
+
+def test_omnicorpus_with_its_metadata_as_structs(tmp_path: Path) -> None:
+    (tmp_path / "d_images").mkdir()
+    (tmp_path / "d_images" / "a.jpg").write_bytes(JPEG)
+    (tmp_path / "d_url_map.jsonl").write_text(json.dumps({"url": "http://x/a.jpg", "file": "a.jpg", "status": "success"}))
+    info = {"aesthetic_prob": 0.4, "bytes": 1234, "img_url_sha": "s"}
+    told = {"domain": ["p", "org"], "fluency_prob": 0.9, "id": 5, "url": "http://p.org/1"}
+    rows: list[dict[str, object]] = [
+        {"page": told, "images": [None, "http://x/a.jpg"], "texts": ["t", None], "pictures": [None, info]},
+        {"page": None, "images": ["http://x/b.jpg", None], "texts": [None, "u"], "pictures": None},
+        {"page": told, "images": [None], "texts": ["v", "w"], "pictures": [None]},
+        {"page": {**told, "url": None}, "images": [None], "texts": ["x"], "pictures": [None]},
+    ]
+    path = omnicorpus(tmp_path / "d.parquet", rows)
+    result = read_all(source_of("obelics", path))
+    first, second, third = result.good
+    assert first.segments == (Text("t"), Image(JPEG, "http://x/a.jpg"))
+    assert (first.id, first.metadata) == ("http://p.org/1", told)
+    assert [d.id for d in (second, third)] == ["d.parquet:1", "d.parquet:3"]
+    assert result.item_failures == {"not-downloaded": 1}
+    assert result.failures == {"d.parquet:2": "uneven-lists"}
+    assert result.counted == 4
+    whole = omnicorpus(tmp_path / "e.parquet", [rows[0], rows[1], rows[3]])
+    assert_census_agrees(assert_same_for_all_cuts(source_of("obelics", whole), [1]))
+    assert [source.format for source in resolve_inputs([str(path)]).sources] == ["obelics"]
 
 
 @pytest.mark.parametrize(

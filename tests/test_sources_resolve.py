@@ -179,10 +179,11 @@ def test_damaged_files_keep_the_format_of_their_name_or_neighbours(tmp_path: Pat
     ("name", "content", "why"),
     [
         ("m.jsonl", json.dumps({"audio_filepath": "a.wav", "text": "a"}), "audio manifest"),
-        ("m.jsonl", json.dumps({"url": "x", "text_list": [], "image_info": []}), "MMC4"),
+        ("m.json", json.dumps([{"a": 1}]), "conversations"),
         ("m.jsonl", json.dumps({"label": 1}), "no line has a field"),
         ("m.tar.gz", "x", "decompress"),
-        ("m.jsonl.zst", "x", "zstd"),
+        ("m.txt.zst", "x", "zstd"),
+        ("m.csv", "a,b\n1,2\n", "its columns are: a, b"),
     ],
 )
 def test_what_is_not_read_says_why(tmp_path: Path, name: str, content: str, why: str) -> None:
@@ -218,7 +219,20 @@ def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 def test_the_registry() -> None:
-    assert list(known_formats()) == ["webdataset", "obelics", "hf_parquet", "jsonl", "warc", "wet", "text"]
+    assert list(known_formats()) == [
+        "webdataset",
+        "obelics",
+        "hf_parquet",
+        "mmc4",
+        "llava",
+        "image_folder",
+        "jsonl",
+        "text_parquet",
+        "csv",
+        "warc",
+        "wet",
+        "text",
+    ]
     for name, description in known_formats().items():
         assert issubclass(source_class(name), Source)
         assert source_class(name).format == name
@@ -282,9 +296,12 @@ def test_a_real_folder_of_bad_files_is_wholly_accounted_for(shared_data: Path) -
         try:
             resolved = resolve_inputs([str(root)])
         except ConfigError:
-            assert folder in ("images", "audio", "warc")
+            assert folder in ("audio", "warc")
             continue
         taken = {Path(file.path).name for source in resolved.sources for file in source.files}
+        if folder == "images":
+            (source,) = resolved.sources
+            taken = {document.locator for document in read_all(source).documents}
         assert taken | {Path(file.path).name for file in resolved.ignored} == files
         for source in resolved.sources:
             assert read_all(source, 2000).documents

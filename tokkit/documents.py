@@ -54,9 +54,14 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A run of text, exactly as in the source (any Unicode, lone surrogates included)."""
+    """A run of text, exactly as in the source (any Unicode, lone surrogates included).
+
+    Attributes:
+        loss: whether a trainer should learn to predict it; False for what is only given, such as a question.
+    """
 
     text: str
+    loss: bool = True
 
 
 @dataclass(frozen=True)
@@ -68,12 +73,14 @@ class Media:
         ref: how the source names the item (member, path, URL): for ledgers and people, never opened as a path.
         failure: set exactly where ``data`` is None.
         alt: what the source says of it where it cannot be shown (alternative text); no part of what the document says.
+        loss: as in :class:`Text`.
     """
 
     data: bytes | None
     ref: str
     failure: Failure | None = None
     alt: str = ""
+    loss: bool = True
 
     def __post_init__(self) -> None:
         if (self.data is None) == (self.failure is None):
@@ -116,6 +123,7 @@ class Document:
         pair: a media item with its caption or transcript: the order may be chosen (``--pair-order``), and without its media
             item the document is nothing (in an interleaved document a lost item is left out and recorded).
         metadata: the source's other fields, JSON-compatible; ``--metadata`` selects what goes into the shards.
+        whole: without any one of its media items the document is nothing, though it is no pair (a conversation).
         failure: set where the source knows that there is no document to read (a row that was never downloaded, a line that is
             not JSON); such a document still counts and still gets its outcome.
     """
@@ -127,6 +135,7 @@ class Document:
     pair: bool = False
     metadata: Mapping[str, object] = field(default_factory=dict)
     failure: Failure | None = None
+    whole: bool = False
 
     @property
     def media(self) -> tuple[Media, ...]:
@@ -135,11 +144,15 @@ class Document:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex, first 32 digits) of the segments in order: kind, length and bytes of each; no names, no metadata."""
+        """SHA-256 (hex, first 32 digits) of the segments in order: kind, length and bytes of each; no names, no metadata.
+
+        What is only given is of another kind than what is to be learnt.
+        """
         digest = hashlib.sha256()
         for segment in self.segments:
             body = segment.text.encode("utf-8", "surrogatepass") if isinstance(segment, Text) else segment.hash.encode("ascii")
-            digest.update(b"%b:%d:%b" % (modality_of(segment).encode("ascii"), len(body), body))
+            kind = modality_of(segment) if segment.loss else f"given-{modality_of(segment)}"
+            digest.update(b"%b:%d:%b" % (kind.encode("ascii"), len(body), body))
         return digest.hexdigest()[:32]
 
     def draw(self, *what: object) -> float:

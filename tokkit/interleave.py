@@ -53,9 +53,10 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class TextCodes:
-    """Text as the text tokenizer's ids, int32 [n]."""
+    """Text as the text tokenizer's ids, int32 [n], and whether a trainer should learn to predict it."""
 
     codes: Ids
+    loss: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,7 @@ class ImageCodes:
 
     codes: Ids
     item_hash: str = ""
+    loss: bool = True
 
     def __post_init__(self) -> None:
         if self.codes.ndim == 2:
@@ -146,11 +148,11 @@ def encode(parts: Iterable[Part], vocabulary: UnifiedVocabulary, layout: Layout)
     position = 1
     for part in parts:
         if isinstance(part, TextCodes):
-            ids, span = vocabulary.encode("text", part.codes), Span("text", position, len(part.codes))
+            ids, span = vocabulary.encode("text", part.codes), Span("text", position, len(part.codes), loss=part.loss)
         elif isinstance(part, ImageCodes):
             ids = _encode_image(part, vocabulary, layout)
             count, height, width = part.codes.shape
-            span = Span("image", position, len(ids), count, height, width, item_hash=part.item_hash)
+            span = Span("image", position, len(ids), count, height, width, item_hash=part.item_hash, loss=part.loss)
         else:
             ids = _encode_audio(part, vocabulary)
             span = Span(

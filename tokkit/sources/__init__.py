@@ -31,6 +31,9 @@ class Format(NamedTuple):
     packages: tuple[str, ...] = ()
 
 
+# JSON lines, of which the first ones tell what they are.
+LINES = (".json.gz", *(f".{name}{packed}" for name in ("jsonl", "ndjson") for packed in ("", ".gz", ".zip", ".zst")))
+
 FORMATS: dict[str, Format] = {
     "webdataset": Format(
         "tokkit.sources.webdataset",
@@ -50,11 +53,41 @@ FORMATS: dict[str, Format] = {
         (".parquet",),
         "parquet with an image or audio column {bytes, path} and a caption or transcript (Hugging Face datasets)",
     ),
+    "mmc4": Format(
+        "tokkit.sources.mmc4",
+        "Mmc4Source",
+        LINES,
+        "interleaved documents, one JSON object a line with text_list and image_info; pictures in images/ or in base64",
+    ),
+    "llava": Format(
+        "tokkit.sources.llava",
+        "LlavaSource",
+        (".json", *LINES),
+        "conversations about pictures: a JSON list or JSON lines with conversations and image (LLaVA, Lumina-mGPT)",
+    ),
+    "image_folder": Format(
+        "tokkit.sources.image_folder",
+        "ImageFolderSource",
+        (),  # told by the whole folder, not by a file in it
+        "folders of picture files, with NAME.txt, metadata.jsonl or metadata.csv (file_name, text or caption) beside them",
+    ),
     "jsonl": Format(
         "tokkit.sources.jsonl",
         "JsonlSource",
-        (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".json.gz"),
-        "text documents, one JSON object a line with a field text, content or raw_content; plain or gzip",
+        LINES,
+        "text documents, one JSON object a line with a field text, content or raw_content; plain, gzip, zstd or zip",
+    ),
+    "text_parquet": Format(
+        "tokkit.sources.text_parquet",
+        "TextParquetSource",
+        (".parquet",),
+        "parquet of text documents: a string column text, content or raw_content, and nothing binary",
+    ),
+    "csv": Format(
+        "tokkit.sources.csv_table",
+        "CsvSource",
+        (".csv", ".tsv"),
+        "tables of text documents, one a row, with a column text, content or caption named in the first row",
     ),
     "warc": Format(
         "tokkit.sources.warc.source",
@@ -73,21 +106,37 @@ FORMATS: dict[str, Format] = {
 }
 
 
+def formats() -> dict[str, Format]:
+    """All formats by name: tokkit's own, and those of installed packages (:mod:`tokkit.sources.plugins`).
+
+    Raises:
+        UsageError: an installed package offers a format that cannot be used.
+    """
+    from tokkit.sources.plugins import installed_formats
+
+    return {**FORMATS, **installed_formats()}
+
+
 def known_formats() -> dict[str, str]:
     """Names of the formats that can be read, each with one line that says what it is."""
-    return {name: entry.description for name, entry in FORMATS.items()}
+    return {name: entry.description for name, entry in formats().items()}
 
 
 def source_class(name: str) -> type[Source]:
     """The class that reads format ``name``; raises KeyError for a name that :func:`known_formats` does not give."""
+    if name not in FORMATS and name in formats():
+        from tokkit.sources.plugins import installed_class
+
+        return installed_class(name)
     entry = FORMATS[name]
     found: type[Source] = getattr(importlib.import_module(entry.module), entry.attribute)
     return found
 
 
-def packages_of(formats: Collection[str]) -> set[str]:
+def packages_of(names: Collection[str]) -> set[str]:
     """Packages whose version may change what documents of these formats are."""
-    return {package for name in formats for package in FORMATS[name].packages}
+    known = FORMATS if FORMATS.keys() >= set(names) else formats()
+    return {package for name in names for package in known[name].packages}
 
 
 def make_source(

@@ -7,18 +7,16 @@ that is understood and is of no known format is told apart with the reason.
 from __future__ import annotations
 
 import json
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokkit.sources import FORMATS
+from tokkit.sources import FORMATS, LINES
+from tokkit.sources.compressed import peek
+from tokkit.sources.plugins import installed_formats
 
 _PEEK = 1 << 18
 _FOREIGN_FIELDS = {
     "audio_filepath": "an audio manifest",
-    "image_info": "an MMC4 corpus",
-    "text_list": "an MMC4 corpus",
-    "conversations": "a conversation data set",
 }
 _TEXT_FIELDS = ("text", "content", "raw_content")
 
@@ -39,18 +37,34 @@ class Recognition:
 
 
 def recognise(path: Path) -> Recognition:
-    """The format of a file; raises OSError where it cannot be read for reasons of the surroundings."""
+    """The format of a file; raises OSError where it cannot be read for reasons of the surroundings.
+
+    Formats of installed packages go by the name alone, and only where tokkit's own do not know the file.
+    """
+    found = _recognise_own(path)
+    if found.format is None and not found.damaged_parquet:
+        for name, entry in installed_formats().items():
+            if path.name.lower().endswith(entry.suffixes):
+                return Recognition(name)
+    return found
+
+
+def _recognise_own(path: Path) -> Recognition:
     name = path.name.lower()
     if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         return Recognition(None, "a compressed tar: decompress it first")
-    if name.endswith(".zst"):
-        return Recognition(None, "compressed with zstd, which is not read: recompress it with gzip")
     if name.endswith((".wat", ".wat.gz")):
         return Recognition(None, "a WAT file: metadata of another archive, no documents")
+    if name.endswith(".zst") and not name.endswith(LINES):
+        return Recognition(None, "compressed with zstd, which is read of JSON lines only: recompress it")
     if name.endswith(".parquet"):
         return _recognise_parquet(path)
-    if name.endswith(FORMATS["jsonl"].suffixes):
+    if name.endswith(LINES):
         return _recognise_lines(path)
+    if name.endswith((".csv", ".tsv")):
+        return _recognise_table(path)
+    if name.endswith(".json"):
+        return _recognise_json(path)
     for format_name, entry in FORMATS.items():
         if name.endswith(entry.suffixes):
             return Recognition(format_name)
@@ -87,6 +101,7 @@ def _recognise_parquet(path: Path) -> Recognition:
     from tokkit.sources.hf_parquet import media_columns
     from tokkit.sources.obelics import is_list_of
     from tokkit.sources.parquet import is_damage, tidy_message
+    from tokkit.sources.text_parquet import is_text
 
     try:
         schema = pq.read_schema(path)
@@ -98,19 +113,35 @@ def _recognise_parquet(path: Path) -> Recognition:
         return Recognition("obelics")
     if media_columns(schema):
         return Recognition("hf_parquet")
+    if is_text(schema):
+        return Recognition("text_parquet")
     names = ", ".join(schema.names[:12])
-    return Recognition(None, f"neither lists images and texts, nor a column {{bytes, path}} of media; its columns are: {names}")
+    return Recognition(
+        None, f"no lists images and texts, no column {{bytes, path}} of media, no table of text; its columns are: {names}"
+    )
+
+
+def _recognise_table(path: Path) -> Recognition:
+    from tokkit.sources.csv_table import TEXT_COLUMNS, heading_of, text_column
+
+    heading = heading_of(peek(path, _PEEK) or b"", path.name)
+    if text_column(heading) is not None:
+        return Recognition("csv")
+    return Recognition(None, f"no one column {', '.join(TEXT_COLUMNS)}; its columns are: {', '.join(heading)[:200]}")
+
+
+def _recognise_json(path: Path) -> Recognition:
+    head = (peek(path, _PEEK) or b"").removeprefix(b"\xef\xbb\xbf").lstrip()
+    if head.startswith(b"[") and b'"conversations"' in head:
+        return Recognition("llava")
+    return Recognition(None, "a JSON file that is no list of conversations")
 
 
 def _recognise_lines(path: Path) -> Recognition:
     """JSON lines are text documents, unless the first objects say that they are something else."""
-    with path.open("rb") as file:
-        head = file.read(_PEEK)
-    if path.name.lower().endswith(".gz"):
-        try:
-            head = zlib.decompressobj(31).decompress(head, _PEEK)
-        except zlib.error:
-            return Recognition("jsonl")  # not gzip, or damaged: reading will say so
+    head = peek(path, _PEEK)
+    if head is None:
+        return Recognition("jsonl")  # not compressed as its name says, or damaged: reading will say so
     objects = 0
     for line in head.splitlines()[:64]:
         try:
@@ -123,8 +154,14 @@ def _recognise_lines(path: Path) -> Recognition:
         foreign = [what for field, what in _FOREIGN_FIELDS.items() if field in fields]
         if foreign:
             return Recognition(None, f"{foreign[0]}, which is not read yet")
+        if "conversations" in fields:
+            return Recognition("llava")
+        if "text_list" in fields and "image_info" in fields:
+            return Recognition("mmc4")
         if any(field in fields for field in _TEXT_FIELDS):
             return Recognition("jsonl")
+    if not objects and b'"matched_text_index"' in head and b'"image_info"' in head:
+        return Recognition("mmc4")  # the first line, with its pictures in it, is longer than what was looked at
     if objects:
         return Recognition(None, f"no line has a field {', '.join(_TEXT_FIELDS[:-1])} or {_TEXT_FIELDS[-1]}")
     return Recognition("jsonl")

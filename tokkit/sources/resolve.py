@@ -17,9 +17,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from tokkit.errors import ConfigError
-from tokkit.sources import FORMATS, make_source
+from tokkit.sources import LINES, formats, make_source
 from tokkit.sources.base import InputFile, Source, SourceOptions
+from tokkit.sources.image_folder import folders_of
 from tokkit.sources.recognise import Recognition, is_sidecar, recognise
+from tokkit.sources.samples import is_picture_name
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
 _FORMAT = re.compile(r"([A-Za-z][A-Za-z0-9_-]*):(?!//)(.+)", re.DOTALL)
@@ -28,6 +30,9 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 # Files that speak of a folder rather than belong to the corpus in it.
 OWN_NOTES = {"README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "ATTRIBUTION", "CHANGELOG", "CITATION"}
+
+# Formats whose documents name pictures in the folders images/ and *_images/ beside them.
+WITH_PICTURE_FOLDERS = ("obelics", "mmc4", "llava")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +154,8 @@ def _split(typed: str) -> tuple[str | None, str | None, str]:
 def _parse(typed: str) -> _Input:
     """Split the prefixes off and list the files. What exists as a path, with whatever characters, is a path."""
     name, format_name, rest = _split(typed)
-    if format_name is not None and format_name not in FORMATS:
-        raise _ProblemError(f"there is no format {format_name!r}; known are {', '.join(FORMATS)}")
+    if format_name is not None and format_name not in formats():
+        raise _ProblemError(f"there is no format {format_name!r}; known are {', '.join(formats())}")
     rest = _local(rest)
     if _is_there(rest):
         path = Path(os.path.abspath(rest))  # noqa: PTH100 - unlike resolve(), keeps symbolic links as typed
@@ -216,7 +221,7 @@ def _glob(pattern: str) -> tuple[Path, list[Path], list[IgnoredFile]]:
 
 
 def _walk(folder: Path) -> tuple[list[Path], list[IgnoredFile]]:
-    """Files below a folder, sorted, hidden ones left out; picture folders of an OBELICS parquet beside them are not entered."""
+    """Files below a folder, sorted, hidden ones left out; picture folders beside interleaved documents are not entered."""
     files: list[Path] = []
     ignored: list[IgnoredFile] = []
     for here, folders, names in os.walk(folder, onerror=_raise):
@@ -245,8 +250,8 @@ def _raise(error: OSError) -> None:
 
 def _picture_folders(here: Path, folders: list[str], names: list[str]) -> set[str]:
     candidates = {name for name in folders if _names_pictures(name)}
-    parquets = (here / name for name in names if name.endswith(".parquet"))
-    if candidates and any(recognise(path).format == "obelics" for path in parquets):
+    documents = (here / name for name in names if name.lower().endswith((".parquet", *LINES)))
+    if candidates and any(recognise(path).format in WITH_PICTURE_FOLDERS for path in documents if path.is_file()):
         return candidates
     return set()
 
@@ -280,13 +285,34 @@ def _sort_files(one: _Input) -> _Input:
         else:
             one.ignored.append(IgnoredFile(str(path), verdict.why))
     if damaged:  # of the neighbours' format: reading them records the damage
-        neighbours = [name for name in one.by_format if name in ("obelics", "hf_parquet")]
+        neighbours = [name for name in one.by_format if name in ("obelics", "hf_parquet", "text_parquet")]
         one.by_format.setdefault(neighbours[0] if len(neighbours) == 1 else "hf_parquet", []).extend(damaged)
-    homes = {Path(file.path).parent for file in one.by_format.get("obelics", ())}
+    homes = {Path(file.path).parent for name in WITH_PICTURE_FOLDERS for file in one.by_format.get(name, ())}
     one.ignored = [file for file in one.ignored if not _in_picture_folder(Path(file.path), homes)]
+    above = {Path(file.path).parent for file in one.by_format.get("llava", ())}  # whose pictures may be in any folder below
+    one.ignored = [f for f in one.ignored if not (is_picture_name(f.path) and above.intersection(Path(f.path).parents))]
+    if one.format == "image_folder" or (one.format is None and not one.single):
+        _take_image_folders(one)
     if not one.by_format:
         raise _ProblemError(_nothing_found(one))
     return one
+
+
+def _take_image_folders(one: _Input) -> None:
+    """Take the input for folders of pictures, where that was asked for or where nothing else than they is in it.
+
+    A picture that lies beside a corpus stays what it is: a file that is not read.
+    """
+    if one.format is None and not any(is_picture_name(Path(file.path).name) for file in one.ignored):
+        return
+    folders, used = folders_of(one.files)
+    read = {Path(file.path) for files in one.by_format.values() for file in files}
+    if one.format is None and (not folders or not read <= used):
+        return
+    rest = [path for path in sorted(read - used) if one.format]
+    one.by_format = {"image_folder": [InputFile.of(folder, one.root) for folder in folders]} if folders else {}
+    one.ignored = [file for file in one.ignored if Path(file.path) not in used]
+    one.ignored += [IgnoredFile(str(path), "image_folder reads whole folders: name the folder") for path in rest]
 
 
 def _verdict(one: _Input, path: Path) -> Recognition:
@@ -300,13 +326,13 @@ def _verdict(one: _Input, path: Path) -> Recognition:
         if not one.single and path.stem.upper() in OWN_NOTES and path.suffix.lower() in ("", ".txt", ".md"):
             return Recognition(None, "the folder's own notes: name the file or its format to read it")
         return recognise(path)
-    if one.single or path.name.lower().endswith(FORMATS[one.format].suffixes):
+    if one.single or path.name.lower().endswith(formats()[one.format].suffixes):
         return Recognition(one.format)
     return Recognition(None, f"not a file of the format {one.format}")
 
 
 def _nothing_found(one: _Input) -> str:
-    known = "; ".join(f"{name}: {entry.description}" for name, entry in FORMATS.items())
+    known = "; ".join(f"{name}: {entry.description}" for name, entry in formats().items())
     if one.single and one.ignored:
         return f"{one.ignored[0].why}. Name the format (FORMAT:PATH) if you know better. Known formats: {known}"
     if one.accompanying and not one.ignored:
@@ -333,7 +359,7 @@ def _name_sources(found: Sequence[_Input], problems: list[str], options: SourceO
     sources = []
     for one in found:
         base = one.name or one.root.name or "root"
-        for format_name in (name for name in FORMATS if name in one.by_format):
+        for format_name in (name for name in formats() if name in one.by_format):
             wanted = base if len(one.by_format) == 1 else f"{base}-{format_name}"
             if one.name is not None and wanted in taken:
                 problems.append(f"{one.typed}: the name {wanted!r} is taken by an earlier input")

@@ -24,7 +24,7 @@ from tokkit.sources.tarindex import Member, TarDamage
 # fmt: off
 IMAGE_SUFFIXES = frozenset((
     "jpg", "jpeg", "jfif", "jpe", "png", "apng", "webp", "gif", "bmp", "dib", "tif", "tiff", "avif", "avifs", "jp2",
-    "j2k", "jpf", "jpx", "jpc", "ico", "qoi", "ppm", "pgm", "pbm", "pnm", "dds", "heic", "heif",
+    "j2k", "jpf", "jpx", "jpc", "mpo", "ico", "qoi", "ppm", "pgm", "pbm", "pnm", "dds", "heic", "heif",
 ))
 AUDIO_SUFFIXES = frozenset((
     "wav", "wave", "flac", "mp3", "ogg", "oga", "opus", "m4a", "aac", "aif", "aiff", "aifc", "au", "snd", "sph", "caf",

@@ -1,0 +1,239 @@
+"""Folders of pictures: captions beside them, metadata rows, what is taken for such a folder, real folders."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+from sources_helpers import JPEG, Result, assert_census_agrees, assert_same_for_all_cuts, read_all, samples, tar_bytes
+
+from tokkit.documents import Image, Outcome, Text
+from tokkit.errors import ConfigError
+from tokkit.sources.base import Source
+from tokkit.sources.resolve import resolve_inputs
+
+
+def folder(root: Path, files: dict[str, bytes | str]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return root
+
+
+def only_source(*inputs: object) -> Source:
+    (source,) = resolve_inputs([str(each) for each in inputs]).sources
+    assert source.format == "image_folder"
+    return source
+
+
+def read(root: Path, prefix: str = "") -> Result:
+    return assert_same_for_all_cuts(only_source(f"{prefix}{root}"), [1, 100])
+
+
+def jpeg(number: int) -> bytes:
+    return JPEG + bytes([number])
+
+
+def test_class_folders_and_captions(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {
+        "dog/b.jpg": jpeg(1),
+        "dog/a.PNG": jpeg(2),
+        "dog/a.txt": "a dog\n",
+        "cat/x/c.webp": jpeg(3),
+        "top.jpeg": jpeg(4),
+        "top.txt": "",
+        "dog/.hidden.jpg": jpeg(5),
+        "dog/README.md": "notes",
+    }
+    result = read(folder(tmp_path / "pics", files))
+    assert {d.locator: (d.id, d.segments, d.metadata) for d in result.documents} == {
+        "top.jpeg": ("top.jpeg", (Image(jpeg(4), "top.jpeg"),), {}),
+        "cat/x/c.webp": ("cat/x/c.webp", (Image(jpeg(3), "c.webp"),), {"label": "x"}),
+        "dog/a.PNG": ("dog/a.PNG", (Image(jpeg(2), "a.PNG"), Text("a dog\n")), {"label": "dog"}),
+        "dog/b.jpg": ("dog/b.jpg", (Image(jpeg(1), "b.jpg"),), {"label": "dog"}),
+    }
+    assert all(document.pair for document in result.documents)
+    assert_census_agrees(result)
+
+
+ROWS = [
+    {"file_name": "dog/a.jpg", "text": "from the row", "licence": "CC0"},
+    {"file_name": "./dog/b.jpg", "caption": "other", "label": "poodle"},
+    {"file_name": "dog/gone.jpg", "text": "lost"},
+    {"file_name": "../outside.jpg", "text": "outside"},
+]
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+@pytest.mark.parametrize("within", [False, True])
+def test_metadata_rows(tmp_path: Path, name: str, within: bool) -> None:
+    rows = [{**row, "file_name": row["file_name"].replace("dog/", "" if within else "dog/")} for row in ROWS]
+    root = folder(tmp_path / "pics", {"dog/a.jpg": jpeg(1), "dog/b.jpg": jpeg(2), "dog/c.jpg": jpeg(3), "eel/d.jpg": jpeg(4)})
+    (tmp_path / "pics" / "extra").mkdir()
+    path = root / "dog" / name if within else root / name
+    if name.endswith("csv"):
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["file_name", "text", "caption", "licence", "label"], restval="")
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = read(root)
+    texts = {d.locator: [s.text for s in d.segments if isinstance(s, Text)] for d in result.good}
+    if name.endswith("jsonl"):
+        assert texts == {"dog/a.jpg": ["from the row"], "dog/b.jpg": ["other"], "dog/c.jpg": [], "eel/d.jpg": []}
+        first, second, third, fourth = (d.metadata for d in sorted(result.good, key=lambda d: d.locator))
+        assert first == {"label": "dog", "licence": "CC0", "text": "from the row"}
+        assert second["label"] == "poodle"
+        assert (third, fourth) == ({"label": "dog"}, {"label": "eel"})
+    gone = [d for d in result.documents if d.failure is not None]
+    above = "dog/" if within else ""
+    assert {d.locator for d in gone} == {"dog/gone.jpg", f"{above}../outside.jpg"}
+    assert {(d.failure.outcome, d.failure.reason) for d in gone if d.failure} == {(Outcome.FAILED_UPSTREAM, "image-not-found")}
+    assert_census_agrees(result)
+    assert [file.name for file in only_source(root).companions()] == [path.relative_to(root).as_posix()]
+
+
+def test_an_empty_csv_field_does_not_hide_the_other_caption(tmp_path: Path) -> None:
+    root = folder(tmp_path / "p", {"a.jpg": jpeg(1), "metadata.csv": 'file_name,text,caption\r\na.jpg,,"one, ""two"""\r\n'})
+    assert read(root).good[0].segments[1:] == (Text('one, "two"'),)
+
+
+def test_a_row_outside_of_the_source_is_never_opened(tmp_path: Path) -> None:
+    (tmp_path / "outside.jpg").write_bytes(jpeg(9))
+    row = json.dumps({"file_name": "../outside.jpg", "text": "t"})
+    result = read(folder(tmp_path / "p", {"a.jpg": jpeg(1), "metadata.jsonl": row}))
+    assert result.failures == {"../outside.jpg": "image-not-found"}
+    assert [document.media[0].data for document in result.good] == [jpeg(1)]
+    assert_census_agrees(result)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "lost"),
+    [
+        (
+            "metadata.jsonl",
+            b'{"file_name": "a.jpg"}\n{broken\n["list"]\n{"text": "x"}\n{"file_name": "a.jpg"}\n',
+            4,
+        ),
+        ("metadata.csv", b"file_name,text\na.jpg,t\nb.jpg\na.jpg,again\n", 2),
+        ("metadata.csv", b'file_name,text\na.jpg,t\nb.jpg,"open\n', 1),
+        ("metadata.csv", b"\xff\xfe", 1),
+    ],
+)
+def test_rows_that_are_none_are_told_once(tmp_path: Path, name: str, content: bytes, lost: int) -> None:
+    root = folder(tmp_path / "p", {"a.jpg": jpeg(1), "b.jpg": jpeg(2), "x/c.jpg": jpeg(3), name: content})
+    result = read(root, "image_folder:")
+    assert [d.reason for d in result.damage] == ["metadata-row-unreadable"] * lost
+    assert len(result.good) == 3
+    assert result.counted in (None, 3)
+
+
+def test_captions_that_are_not_text_reject_the_picture(tmp_path: Path) -> None:
+    rows = json.dumps({"file_name": "b.jpg", "text": 7}) + "\n" + json.dumps({"file_name": "a.jpg", "text": "unused"})
+    files = {"a.jpg": jpeg(1), "a.txt": b"\xff", "b.jpg": jpeg(2), "c.jpg": jpeg(3), "metadata.jsonl": rows}
+    result = read(folder(tmp_path / "p", files))
+    assert result.failures == {"a.jpg": "text-not-utf8", "b.jpg": "text-not-a-string"}
+    assert_census_agrees(result)
+
+
+def test_pictures_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokkit.sources.image_folder.MAX_ITEM_BYTES", 100)
+    result = read(folder(tmp_path / "p", {"a.jpg": b"x" * 101, "b.jpg": b"x" * 100}))
+    assert result.item_failures == {"image-too-large": 1}
+    assert_census_agrees(result)
+
+
+def test_a_picture_beside_a_corpus_is_not_read(tmp_path: Path) -> None:
+    root = folder(tmp_path / "p", {"00000.tar": tar_bytes(samples(1)), "cover.jpg": JPEG, "cover.txt": "c"})
+    resolved = resolve_inputs([str(root)])
+    assert {source.format for source in resolved.sources} == {"webdataset", "text"}
+    assert [Path(file.path).name for file in resolved.ignored] == ["cover.jpg"]
+    named = resolve_inputs([f"image_folder:{root}"])
+    assert [(s.format, [f.name for f in s.files]) for s in named.sources] == [("image_folder", ["."])]
+    assert [Path(file.path).name for file in named.ignored] == ["00000.tar"]
+
+
+def test_a_text_that_is_no_caption_keeps_a_folder_of_texts(tmp_path: Path) -> None:
+    root = folder(tmp_path / "p", {"a.jpg": JPEG, "a.txt": "caption", "essay.txt": "e"})
+    assert [source.format for source in resolve_inputs([str(root)]).sources] == ["text"]
+
+
+def test_whole_folders_or_nothing(tmp_path: Path) -> None:
+    root = folder(tmp_path / "p", {"a.jpg": jpeg(1), "b.jpg": jpeg(2), "x/c.jpg": jpeg(3)})
+    for inputs in ([f"{root}/a.jpg"], [f"image_folder:{root}/a*.jpg"], [f"image_folder:{root}/a.jpg"]):
+        with pytest.raises(ConfigError):
+            resolve_inputs(inputs)
+    assert [f.name for f in only_source(f"{root}/*.jpg").files] == ["."]
+    assert [f.name for f in only_source(f"image_folder:{root}/x").files] == ["."]
+    assert [f.name for f in only_source(f"{root}/*").files] == [".", "x"]
+
+
+def test_names_and_links(tmp_path: Path) -> None:
+    root = folder(tmp_path / "p", {"ä b.jpg": jpeg(1), "folder.jpg/in.jpg": jpeg(2)})
+    (root / "dangling.jpg").symlink_to(tmp_path / "nowhere")
+    Path(os.fsdecode(os.fsencode(root) + b"/\xff.jpg")).write_bytes(jpeg(3))
+    resolved = resolve_inputs([str(root)])
+    result = read_all(resolved.sources[0])
+    assert [document.locator for document in result.good] == ["ä b.jpg", "folder.jpg/in.jpg"]
+    assert {file.why for file in resolved.ignored} == {
+        "a symbolic link that leads nowhere",
+        "the file's name is not UTF-8: rename it",
+    }
+    assert_census_agrees(result)
+
+
+# --- real data -------------------------------------------------------------------------------------------------------
+
+
+def test_real_class_folders(shared_data: Path) -> None:
+    root = shared_data / "image_folder"
+    resolved = resolve_inputs([str(root)])
+    assert [Path(file.path).name for file in resolved.ignored] == ["ATTRIBUTION.txt"]
+    result = read(root)
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".txt")
+    assert len(files) == len(result.good) == 75
+    assert {d.locator: d.media[0].data for d in result.good} == {f.relative_to(root).as_posix(): f.read_bytes() for f in files}
+    assert {d.metadata["label"] for d in result.good} == {p.name for p in root.iterdir()}
+    assert_census_agrees(result)
+
+
+def test_real_flat_folder(shared_data: Path) -> None:
+    root = shared_data / "image_formats"
+    result = read(root)
+    names = sorted(os.listdir(root))  # noqa: PTH208
+    assert [document.locator for document in result.good] == names
+    assert resolve_inputs([str(root)]).ignored == []
+    assert_census_agrees(result)
+
+
+def test_a_run_over_a_folder_notices_what_changes_and_adds_up(tmp_path: Path) -> None:
+    from shard_corpus import picture, write_tokenizers
+
+    from tokkit.errors import FingerprintMismatch
+    from tokkit.pipelines.plan import check_unchanged
+    from tokkit.pipelines.progress import SilentProgress
+    from tokkit.pipelines.shard import ShardConfig, shard
+    from tokkit.pipelines.verify import VerifyConfig, verify
+    from tokkit.shards.native import open_shards
+
+    text, image = write_tokenizers(tmp_path / "tokenizers")
+    rows = "".join(json.dumps({"file_name": name, "text": name}) + "\n" for name in ("a.png", "x/b.png", "lost.png"))
+    files: dict[str, bytes | str] = {"a.png": picture(1), "x/b.png": picture(2), "x/c.png": b"none", "metadata.jsonl": rows}
+    root = folder(tmp_path / "p", files)
+    options = {"inputs": [str(root)], "out": tmp_path / "out", "text_tokenizer": text, "image_tokenizer": image, "workers": 1}
+    shard(ShardConfig.model_validate({**options, "batch_size": 2, "report_documents": 0}), SilentProgress())
+    shards = open_shards(tmp_path / "out", "train")
+    assert [shards.row(n)["locator"] for n in range(shards.num_documents)] == ["a.png", "x/b.png"]
+    result = verify(VerifyConfig.model_validate({"directory": tmp_path / "out", "reencode": 5}), SilentProgress())
+    assert not result.problems
+    source = only_source(root)
+    (unit, *_) = source.units(1 << 30)
+    check_unchanged(source, unit)
+    (root / "metadata.jsonl").write_text(rows + rows)
+    with pytest.raises(FingerprintMismatch):
+        check_unchanged(source, unit)

@@ -1,0 +1,132 @@
+"""Compressed files by their names' endings: ``.gz``, ``.zst``, ``.zip`` of one file; piece by piece, naming the damage."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from tokkit.errors import ItemError
+from tokkit.sources.gzipstream import GzipDamage as StreamDamage
+from tokkit.sources.gzipstream import gunzip
+from tokkit.sources.untrusted import printable
+
+__all__ = ["DAMAGE_ERRORS", "StreamDamage", "decompress", "is_compressed", "open_decompressed", "peek"]
+
+SUFFIXES = (".gz", ".zip", ".zst")
+_PIECE = 1 << 20
+_ZSTD_PIECE = 1 << 16  # what a damage takes along
+_ZSTD_AHEAD = 1 << 16  # of the file: what the library reads before it decompresses
+
+# What readers raise for bytes at fault; an OSError with an errno is the disk's fault and not among them.
+DAMAGE_ERRORS = (EOFError, OSError, zlib.error, zipfile.BadZipFile, ItemError)
+
+
+def is_compressed(name: str) -> bool:
+    """Whether a file's name says that it is compressed."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def decompress(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes] | StreamDamage]:
+    """Pairs of (bytes of the file consumed so far, decompressed piece), ended by a damage if there is one."""
+    lower = name.lower()
+    return unzip(file) if lower.endswith(".zip") else unzstd(file) if lower.endswith(".zst") else gunzip(file)
+
+
+@contextlib.contextmanager
+def open_decompressed(path: str, name: str) -> Iterator[BinaryIO]:
+    """The file's content as a stream, by the standard library's own readers; raises one of ``DAMAGE_ERRORS`` for damage."""
+    lower = name.lower()
+    if lower.endswith(".zip"):
+        with zipfile.ZipFile(path) as archive, archive.open(_only_member(archive)) as stream:
+            yield stream  # type: ignore[misc]
+    elif lower.endswith(".zst"):
+        import pyarrow as pa
+
+        with pa.CompressedInputStream(path, "zstd") as stream:
+            yield io.BufferedReader(stream, _PIECE)
+    elif lower.endswith(".gz"):
+        with gzip.open(path) as stream:
+            yield stream  # type: ignore[misc]
+    else:
+        with Path(path).open("rb") as stream:
+            yield stream
+
+
+def peek(path: Path, length: int) -> bytes | None:
+    """The first bytes of the content, as many as the first ``length`` bytes give; None where not even that can be read."""
+    with path.open("rb") as file:
+        if not is_compressed(path.name):
+            return file.read(length)
+        head = file if path.name.lower().endswith(".zip") else io.BytesIO(file.read(length))
+        found = b""
+        for piece in decompress(head, path.name):
+            if isinstance(piece, StreamDamage) or len(found) >= length:
+                return found[:length] or None
+            found += piece[1]
+        return found[:length]
+
+
+def unzip(file: BinaryIO) -> Iterator[tuple[int, bytes] | StreamDamage]:
+    """The one file of a zip archive; see :func:`decompress`."""
+    size = file.seek(0, io.SEEK_END)
+    begin = 0
+    try:
+        with zipfile.ZipFile(file) as archive:
+            member = _only_member(archive)
+            begin, whole = member.header_offset, max(1, member.file_size)
+            given = 0
+            with archive.open(member) as stream:
+                while piece := stream.read(_PIECE):
+                    given += len(piece)
+                    yield begin + min(member.compress_size, member.compress_size * given // whole), piece
+    except ItemError as error:
+        yield StreamDamage(0, error.reason, error.message)
+        return
+    except DAMAGE_ERRORS as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        yield StreamDamage(begin, "zip-damaged", printable(f"the archive cannot be read: {error}"))
+        return
+    yield size, b""
+
+
+def unzstd(file: BinaryIO) -> Iterator[tuple[int, bytes] | StreamDamage]:
+    """A zstd stream of any number of frames; see :func:`decompress`. A damage may take up to a piece before it along."""
+    import pyarrow as pa
+
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    if size == 0:
+        yield StreamDamage(0, "zstd-truncated", "the file has no bytes")
+        return
+    before = 0
+    with pa.CompressedInputStream(pa.PythonFile(file, "rb"), "zstd") as stream:
+        while True:
+            try:
+                piece = stream.read(_ZSTD_PIECE)
+            except OSError as error:
+                if error.errno is not None:
+                    raise
+                reason = "zstd-truncated" if "truncated" in str(error).lower() else "zstd-damaged"
+                yield StreamDamage(max(0, before - _ZSTD_AHEAD), reason, str(error))
+                return
+            if not piece:
+                break
+            before = file.tell()
+            yield before, piece
+    yield size, b""
+
+
+def _only_member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    members = [member for member in archive.infolist() if not member.is_dir()]
+    if len(members) != 1:
+        raise ItemError("zip-not-one-file", f"{len(members)} files in the archive, where one is expected: unpack it first")
+    if members[0].flag_bits & 1 or members[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ItemError("zip-not-understood", "encrypted, or not compressed by deflate: unpack it first")
+    return members[0]
