@@ -229,3 +229,13 @@ def test_what_is_no_zstd_is_told(tmp_path: Path, noise: bytes) -> None:
         result = read_all(source_of("jsonl", path))
         assert [damage.reason for damage in result.damage] in (["zstd-damaged"], ["zstd-truncated"])
         assert result.counted is None
+
+
+def test_a_list_of_pictures_is_no_table_of_texts_unless_it_is_called_one(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("URL,caption\nhttps://example.org/1.jpg,a cat\n")
+    (tmp_path / "texts.csv").write_text("url,text\nhttps://example.org/1,a page\n")
+    found = resolve_inputs([str(tmp_path)])
+    assert [file.name for source in found.sources for file in source.files] == ["texts.csv"]
+    assert ["a list of pictures to download" in entry.why for entry in found.ignored] == [True]
+    (source,) = resolve_inputs([f"csv:{tmp_path / 'list.csv'}"]).sources
+    assert source.format == "csv"

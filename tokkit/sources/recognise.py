@@ -18,6 +18,7 @@ _PEEK = 1 << 18
 _FOREIGN_FIELDS = {
     "audio_filepath": "an audio manifest",
 }
+_ADDRESSES = ("url", "image_url", "img_url")
 _TEXT_FIELDS = ("text", "content", "raw_content")
 
 
@@ -125,6 +126,8 @@ def _recognise_table(path: Path) -> Recognition:
     from tokkit.sources.csv_table import TEXT_COLUMNS, heading_of, text_column
 
     heading = heading_of(peek(path, _PEEK) or b"", path.name)
+    if "caption" in heading and any(name.lower() in _ADDRESSES for name in heading):
+        return Recognition(None, "a list of pictures to download, with captions; csv:PATH reads the captions as texts")
     if text_column(heading) is not None:
         return Recognition("csv")
     return Recognition(None, f"no one column {', '.join(TEXT_COLUMNS)}; its columns are: {', '.join(heading)[:200]}")
