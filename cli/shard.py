@@ -89,6 +89,13 @@ def shard(
             help="Alternative text of pictures (web archives, OBELICS) as text of the document: none, before or after them.",
         ),
     ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONDITION",
+            help="Keep documents that satisfy it, e.g. 'similarity >= 0.28' or 'language in en, de'; repeat for more.",
+        ),
+    ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(help="Field of the source to keep per document; repeat for more.")
     ] = None,
@@ -198,6 +205,7 @@ def shard(
                 "pair_order": pair_order,
                 "text_joiner": text_joiner,
                 "alt_text": alt_text,
+                "where": where,
                 "metadata": metadata,
                 "val_fraction": val_fraction,
                 "seed": seed,

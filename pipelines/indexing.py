@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokkit.conditions import parse_conditions, unwanted
 from tokkit.dedup.index import IndexBuilder, ItemKeys
 from tokkit.dedup.perceptual import NO_HASH, picture_hash
 from tokkit.documents import Document, Failure, Media, Outcome, Text
@@ -85,6 +86,7 @@ class IndexWork:
 
     def __init__(self, task: IndexTask) -> None:
         self.task = task
+        self.conditions = parse_conditions(task.config.where)
         self.text: TextTokenizer | None = None
         if task.refusing:
             from tokkit.tokenizers.text import load_text_tokenizer
@@ -114,6 +116,7 @@ class _Attempt:
         self.task, self.config, self.text = work.task, work.task.config, work.text
         self.planned, self.only = planned, only
         self.poison = {poison.position for poison in planned.poison}
+        self.conditions = work.conditions
         kinds = set(self.config.dedup)
         self.by_content, self.by_text = "documents" in kinds, "texts" in kinds
         self.by_item, self.by_looks = "images" in kinds, "near-images" in kinds
@@ -163,8 +166,9 @@ class _Attempt:
 
     def take(self, document: Document, position: int) -> None:
         """Write down a document's keys, if it takes part."""
-        if document.failure is not None or position in self.poison:
-            self.leave_out(document, document.failure)
+        reason = document.failure or unwanted(document, self.conditions)
+        if reason is not None or position in self.poison:
+            self.leave_out(document, reason)
             return
         spoken = [s.text for s in document.segments if isinstance(s, Text)]
         has_text = any(spoken)

@@ -30,6 +30,7 @@ SEMANTIC_OPTIONS = {
     "pair_order",
     "text_joiner",
     "alt_text",
+    "where",
     "metadata",
     "val_fraction",
     "seed",

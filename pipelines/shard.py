@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from tokkit.conditions import parse_conditions
 from tokkit.dedup.decisions import Decisions
 from tokkit.errors import DataError, FingerprintMismatch, ResumableStop, UsageError
 from tokkit.interleave import ImageLayout, PairOrder
@@ -76,6 +77,7 @@ class ShardConfig(BaseModel):
         pair_order: order of media and text in pairs; ``random`` is half and half, drawn per document.
         text_joiner: stands between texts that become neighbours because the media item between them was left out.
         alt_text: whether the alternative text of a picture stands in an interleaved document as text, before or after it.
+        where: conditions that documents must satisfy (:mod:`tokkit.conditions`); others are filtered.
         metadata: fields of the source that are kept per document.
         val_fraction: share of documents (by content hash) held out as split ``val``.
         seed: of every drawn choice.
@@ -115,6 +117,7 @@ class ShardConfig(BaseModel):
     pair_order: PairOrder = "image-first"
     text_joiner: str = "\n\n"
     alt_text: AltText = "none"
+    where: list[str] = Field(default_factory=list)
     metadata: list[str] = Field(default_factory=list)
     val_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     seed: int = 0
@@ -152,6 +155,12 @@ class ShardConfig(BaseModel):
                 "missing", "name one; only with --vocabulary-from it may be left out, the model has its own"
             )
         return info.data["vocabulary_from"]
+
+    @field_validator("where")
+    @classmethod
+    def _are_conditions(cls, where: list[str]) -> list[str]:
+        parse_conditions(where)
+        return where
 
     @field_validator("encoders")
     @classmethod

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from tokkit.conditions import parse_conditions, unwanted
 from tokkit.documents import Document, Failure, Outcome, Text
 from tokkit.errors import BudgetExceeded, FingerprintMismatch, ItemError
 from tokkit.failpoints import failpoint
@@ -94,6 +95,7 @@ class UnitProcessor:
         )
         same_tokenizer(job.config.text_tokenizer, self.text, job.fingerprints.get("text"))
         self.duplicates = job.duplicates.open() if job.duplicates is not None else None
+        self.conditions = parse_conditions(job.config.where)
         self.image: ImageTokenizer | None = None
         self.preprocessing = job.preprocessing
         if job.config.image_tokenizer is not None and job.encoder is None:
@@ -231,10 +233,13 @@ class _Attempt:
         return reader.consumed
 
     def spared(self, document: Document, position: int) -> Document:
-        """The document, or, where it is known to kill or a duplicate, its failure: then it is not looked at."""
+        """The document, or, where it is not wanted, known to kill or a duplicate, its failure: then it is not looked at."""
         poison = self.poison.get(position)
         if document.failure is not None:
             return document
+        failure = unwanted(document, self.processor.conditions)
+        if failure is not None:
+            return replace(document, failure=failure)
         if poison is None:
             duplicate = self.duplicates.document(position, document) if self.duplicates is not None else None
             return document if duplicate is None else replace(document, failure=duplicate)
