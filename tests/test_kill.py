@@ -283,7 +283,11 @@ def test_finish_needs_no_gpu_of_the_run(world: World, clean: dict[str, str], tmp
     config["numeric"]["device"] = "another"
     config["numeric_fingerprint"] = fingerprint_of(config["numeric"])
     (out / "config.json").write_text(pretty_json(config))
-    assert finish(FinishConfig(directory=out), SILENT).manifest.numeric["device"] == "another"
+    for path in (out / "commits").iterdir():
+        path.write_text(pretty_json(read_json(path) | {"numeric": config["numeric_fingerprint"]}))
+    manifest = finish(FinishConfig(directory=out), SILENT).manifest
+    assert manifest.numeric["device"] == "another"
+    assert manifest.mixed is None
 
 
 def test_finish_of_what_is_no_run(tmp_path: Path) -> None:
