@@ -300,8 +300,9 @@ def _recorded_roots(path: Path) -> dict[str, Path]:
         with path.open() as file:
             for line in file:
                 entry = json.loads(line)
-                if entry["source"] not in roots and entry["path"].endswith("/" + entry["name"]):
-                    roots[entry["source"]] = Path(entry["path"].removesuffix("/" + entry["name"]) or "/")
+                below = "" if entry["name"] == "." else "/" + entry["name"]  # the input's own folder may be what is read
+                if entry["source"] not in roots and entry["path"].endswith(below):
+                    roots[entry["source"]] = Path(entry["path"].removesuffix(below) or "/")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error!r}); say where the inputs are with --input NAME=FOLDER") from None
     return roots

@@ -211,6 +211,23 @@ def test_real_flat_folder(shared_data: Path) -> None:
     assert_census_agrees(result)
 
 
+def test_a_folder_without_folders_is_encoded_again(tmp_path: Path) -> None:
+    from shard_corpus import picture, write_tokenizers
+
+    from tokkit.pipelines.progress import SilentProgress
+    from tokkit.pipelines.shard import ShardConfig, shard
+    from tokkit.pipelines.verify import VerifyConfig, verify
+
+    text, image = write_tokenizers(tmp_path / "tokenizers")
+    root = folder(tmp_path / "p", {"a.png": picture(1), "b.png": picture(2)})
+    options = {"inputs": [str(root)], "out": tmp_path / "out", "text_tokenizer": text, "image_tokenizer": image, "workers": 0}
+    shard(ShardConfig.model_validate({**options, "report_documents": 0}), SilentProgress())
+    result = verify(VerifyConfig.model_validate({"directory": tmp_path / "out", "reencode": 5}), SilentProgress())
+    assert not result.problems
+    assert result.reencoded is not None
+    assert result.reencoded.documents == 2
+
+
 def test_a_run_over_a_folder_notices_what_changes_and_adds_up(tmp_path: Path) -> None:
     from shard_corpus import picture, write_tokenizers
 
