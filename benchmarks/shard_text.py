@@ -1,10 +1,10 @@
 """Text only: `tokkit shard` against datatrove's tokenizer pipeline, on the same documents with the same tokenizer.json.
 
-    python benchmarks/shard_text.py [--data DIR_OF_JSONL_GZ] [--documents 50000] [--rounds 3]
+    python benchmarks/shard_text.py [--data DIR_OF_JSONL_GZ] [--documents 50000] [--characters 3000] [--rounds 3]
 
-Documents of about 1,000 characters are cut from the jsonl files of --data (without it: drawn words) and written to one
-jsonl file; a byte-level BPE tokenizer of 32,000 ids is trained on a part of them. Then, turn by turn, each in a fresh process
-with one worker and one thread:
+Documents of about --characters (3,000, which is what web pages come to once their text is extracted) are cut from the jsonl
+files of --data (without it: drawn words) and written to one jsonl file; a byte-level BPE tokenizer of 32,000 ids is trained on
+a part of them. Then, turn by turn, each in a fresh process with one worker and one thread:
 
 * datatrove: JsonlReader -> DocumentTokenizer without shuffling, which writes the ids and where documents end;
 * tokkit shard, with all it does besides: checksums, document table, census, commit records, coalescing, manifest;
@@ -30,7 +30,6 @@ from pathlib import Path
 import numpy as np
 
 SIDES = ("datatrove", "tokkit", "tokkit-gigatoken")
-CHARACTERS = 1000
 END = "<|endoftext|>"
 
 
@@ -70,6 +69,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="a folder of .jsonl.gz with a field text")
     parser.add_argument("--documents", type=int, default=50_000)
+    parser.add_argument("--characters", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -83,29 +83,29 @@ def write_documents(options: argparse.Namespace, path: Path) -> tuple[int, int]:
     """(Documents, bytes of text); every document is another one."""
     size = 0
     with path.open("w", encoding="utf-8") as file:
-        for number, text in enumerate(islice(pieces(options.data), options.documents)):
+        for number, text in enumerate(islice(pieces(options.data, options.characters), options.documents)):
             file.write(json.dumps({"id": f"d{number}", "text": text}, ensure_ascii=False) + "\n")
             size += len(text.encode())
     if number + 1 < options.documents:
-        raise SystemExit(f"--data holds only {number + 1} documents of {CHARACTERS} characters")
+        raise SystemExit(f"--data holds only {number + 1} documents of {options.characters} characters")
     return number + 1, size
 
 
-def pieces(data: Path | None):  # type: ignore[no-untyped-def]
-    """Texts of about 1,000 characters; the corpus is gone through again at another offset when it is used up."""
+def pieces(data: Path | None, characters: int):  # type: ignore[no-untyped-def]
+    """Texts of about so many characters; the corpus is gone through again at another offset when it is used up."""
     if data is None:
         rng = np.random.default_rng(0)
         words = ["".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), n)) for n in rng.integers(2, 11, 5000)]
         while True:
-            yield " ".join(words[int(n)] for n in rng.zipf(1.3, 170) % len(words))
+            yield " ".join(words[int(n)] for n in rng.zipf(1.3, 17 * characters // 100) % len(words))
     texts = []
     for path in sorted(data.glob("*.jsonl.gz")):
         with gzip.open(path, "rt", encoding="utf-8") as file:
             texts += [json.loads(line)["text"] for line in file]
-    for offset in (0, CHARACTERS // 2, CHARACTERS // 4, 3 * CHARACTERS // 4):
+    for offset in (0, 8, 4, 12, 2, 6, 10, 14, 1, 3, 5, 7, 9, 11, 13, 15):
         for text in texts:
-            for start in range(offset, len(text), CHARACTERS):
-                yield text[start : start + CHARACTERS]
+            for start in range(offset * characters // 16, len(text), characters):
+                yield text[start : start + characters]
 
 
 def train_tokenizer(documents: Path, out: Path) -> None:
