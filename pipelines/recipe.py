@@ -102,16 +102,19 @@ class Resolved:
         config: None where something is missing.
         options: all of them as plain values, defaults included.
         missing: options that must be given still.
+        needs: those of them that the recipe needs.
     """
 
     config: ShardConfig | None
     options: dict[str, Any]
     missing: list[str]
+    needs: list[str]
 
     def as_yaml(self) -> str:
         """The options as a recipe."""
         head = f"# still to be given: {', '.join(self.missing)}\n" if self.missing else ""
-        return head + yaml.safe_dump(self.options, sort_keys=False, allow_unicode=True, width=120)
+        options = {"needs": self.needs, **self.options} if self.needs else self.options
+        return head + yaml.safe_dump(options, sort_keys=False, allow_unicode=True, width=120)
 
 
 def resolve(recipe: Recipe, sets: Sequence[str], flags: Mapping[str, Any], *, incomplete: bool = False) -> Resolved:
@@ -129,16 +132,18 @@ def resolve(recipe: Recipe, sets: Sequence[str], flags: Mapping[str, Any], *, in
     given = {
         key: value for key, value in layers.items() if value is not None
     }  # None: the default, which a layer may go back to
-    lacking = [name for name in recipe.needs if name not in given]
+    lacking = needs = [name for name in recipe.needs if name not in given]
     problems: list[str] = []
+    # Options may be wrong without an image tokenizer; where the recipe needs one, that it lacks is all there is to tell.
+    whole = given | ({"image_tokenizer": Path()} if "image_tokenizer" in lacking else {})
     try:
-        config = ShardConfig.model_validate(given)
+        config = ShardConfig.model_validate(whole)
     except ValidationError as error:
         missing = [str(entry["loc"][0]) for entry in error.errors() if entry["type"] == "missing"]
         fine = missing if incomplete else ["text_tokenizer"] if "vocabulary_from" in lacking else []  # it brings its own
         problems = lines_of(error, ShardConfig, fine)
         if incomplete and not problems:
-            config = ShardConfig.model_validate(given | {name: STAND_INS[name] for name in missing})
+            config = ShardConfig.model_validate(whole | {name: STAND_INS[name] for name in missing})
         missing = [name for name in missing if name != "text_tokenizer" or "vocabulary_from" not in lacking]
         lacking = [*missing, *(name for name in lacking if name not in missing)]
         needed = lacking[len(missing) :]
@@ -151,4 +156,4 @@ def resolve(recipe: Recipe, sets: Sequence[str], flags: Mapping[str, Any], *, in
     options = config.model_dump(mode="json") | dict.fromkeys(lacking)
     if "vocabulary_from" in lacking and "text_tokenizer" not in given:
         options["text_tokenizer"] = None
-    return Resolved(None if lacking else config, options, lacking)
+    return Resolved(None if lacking else config, options, lacking, needs)
