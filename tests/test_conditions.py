@@ -115,7 +115,8 @@ def test_anything_is_a_condition_or_a_value_error_and_judges_anything(text: str,
             condition = parse_condition(written)
         except ValueError:
             continue
-        condition.failure(document(a=value))
+        failure = condition.failure(document(a=value))
+        assert failure is None or failure.reason == f"where {written.strip()}"
 
 
 @given(value=st.floats(allow_nan=False, allow_infinity=False), bound=st.floats(allow_nan=False, allow_infinity=False))
