@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from PIL import Image
 
@@ -30,13 +30,13 @@ class Pending:
     document: Document
     segments: Sequence[Text | Slot]
     slots: Sequence[Slot] = ()
+    characters: int = field(init=False)  # of its texts
+
+    def __post_init__(self) -> None:
+        self.characters = sum(len(segment.text) for segment in self.segments if isinstance(segment, Text))
 
     def ready(self) -> bool:
         return not self.slots or all(slot.failure is not None or slot.codes is not None for slot in self.slots)
-
-    @property
-    def characters(self) -> int:
-        return sum(len(segment.text) for segment in self.segments if isinstance(segment, Text))
 
 
 def verdict(document: Document, slots: list[Slot]) -> Failure | None:

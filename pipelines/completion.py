@@ -23,7 +23,7 @@ from tokkit.pipelines.dedup import current_decisions
 from tokkit.pipelines.fingerprint import NAME as CONFIG
 from tokkit.pipelines.fingerprint import claimed
 from tokkit.pipelines.finish import account, add_counts, add_nested, coalesce, extrapolate, folder_digest, publish_rejects
-from tokkit.pipelines.leases import Leases
+from tokkit.pipelines.leases import LeaseLostError, Leases
 from tokkit.pipelines.ledger import CommitRecord, Ledger
 from tokkit.pipelines.mixed import mixture
 from tokkit.pipelines.plan import Plan
@@ -60,10 +60,6 @@ class Run:
         return (self.config.out / MANIFEST).exists()
 
 
-class _LostError(Exception):
-    """Another process has taken the lease over: this one was suspended."""
-
-
 def complete(run: Run) -> dict[str, SplitResult]:
     """Bring a run whose units are all committed to its end, or wait for the process that does; returns its packing plans.
 
@@ -76,7 +72,7 @@ def complete(run: Run) -> dict[str, SplitResult]:
         with run.leases.hold(FINISH, lambda holder: run.progress.log(waiting.format(holder))):
             try:
                 return _complete(run)
-            except (_LostError, OSError, TokkitError):
+            except (LeaseLostError, OSError, TokkitError):
                 # A file that vanished or changed under a process that is not alone is no error: it looks again.
                 if run.leases.mine(FINISH):
                     raise
@@ -152,7 +148,7 @@ def _missing(run: Run, missing: list[int]) -> str:
 
 def _still_mine(run: Run) -> None:
     if not run.leases.mine(FINISH):
-        raise _LostError
+        raise LeaseLostError
 
 
 def _assemble(run: Run, records: list[CommitRecord]) -> Manifest:

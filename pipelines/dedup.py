@@ -25,7 +25,7 @@ from tokkit.failpoints import failpoint
 from tokkit.pipelines.duplicates import DECISIONS, DuplicateTable, basis_of, index_path
 from tokkit.pipelines.engine import run_units
 from tokkit.pipelines.indexing import IndexedUnit, IndexTask, identity
-from tokkit.pipelines.leases import Leases
+from tokkit.pipelines.leases import LeaseLostError, Leases
 from tokkit.pipelines.ledger import Ledger
 from tokkit.pipelines.plan import PlannedUnit
 from tokkit.pipelines.task import Busy, Done, Mine
@@ -201,7 +201,7 @@ class Deduplicator:
 
                 def tick() -> None:
                     if not run.leases.mine(LEASE):
-                        raise _LostError
+                        raise LeaseLostError
                     bar.advance()
 
                 find_duplicates(
@@ -214,14 +214,10 @@ class Deduplicator:
                     tick=tick,
                 )
             return Decisions.open(target, len(units), basis=basis)
-        except (_LostError, OSError, DataError):
+        except (LeaseLostError, OSError, DataError):
             if run.leases.mine(LEASE):
                 raise
             return None
-
-
-class _LostError(Exception):
-    """Another process has taken the lease over: this one was suspended."""
 
 
 def _clean(folder: Path) -> None:

@@ -58,6 +58,10 @@ def started(pid: int) -> str | None:
     return "gone" if fields[0] in "ZX" else fields[19]
 
 
+class LeaseLostError(Exception):
+    """Another process has taken the lease over: this one was suspended."""
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
     """Who holds a lease: ``host`` as :func:`this_host` has it, the process and when it began, and a random part."""

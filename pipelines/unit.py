@@ -36,6 +36,7 @@ from tokkit.pipelines.ledger import CommitRecord, Ledger, Tally, sorted_counts, 
 from tokkit.pipelines.plan import PlannedUnit, check_unchanged
 from tokkit.pipelines.work import Report, Work
 from tokkit.pipelines.writing import DocumentWriter, Sink
+from tokkit.ragged import split_rows
 from tokkit.sequences import Sequences, encode_documents, encode_texts
 from tokkit.shards.native import ShardWriter
 from tokkit.sources.base import Census, ContainerDamage, Source
@@ -381,7 +382,7 @@ class _Attempt:
         with self.stage("write"):
             if len(texts) == len(documents) and all(len(d) == 1 and type(d[0]) is str for d in documents):
                 return encode_texts(codes, lengths, self.job.vocabulary)
-            own = iter(np.split(codes, np.cumsum(lengths)[:-1]))
+            own = iter(split_rows(codes, lengths))
             parts = [
                 [TextCodes(next(own), not isinstance(p, Given)) if isinstance(p, str) else codes_of(p) for p in document]
                 for document in documents
@@ -472,8 +473,8 @@ class _Kept:
 
     def extend(self, ids: npt.NDArray[np.integer], table: pa.Table) -> None:
         rows = table.to_pylist()
-        ends = np.cumsum([row["tokens"] for row in rows])
-        self.documents += zip(np.split(ids.astype(np.int32, copy=False), ends[:-1]), rows, strict=True)
+        lengths = table.column("tokens").to_numpy()
+        self.documents += zip(split_rows(ids.astype(np.int32, copy=False), lengths), rows, strict=True)
 
 
 def payload_paths(ledger: Ledger, record: CommitRecord) -> tuple[Path, Path]:

@@ -33,7 +33,6 @@ class _SplitTally:
     """What a unit adds to a split."""
 
     documents: int = 0
-    tokens: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
 
 
@@ -60,9 +59,7 @@ class DocumentWriter:
             "split": splits,
             "tokens": sequences.lengths,
             "hash": [document.hash for document in documents],
-            "metadata": [self._metadata_of(document) for document in documents]
-            if self._config.metadata
-            else [None] * len(splits),
+            "metadata": [self._metadata_of(document) for document in documents],
         }
         self._sink.extend(sequences.ids, document_table(columns, sequences.spans))
         kinds: Counter[str] = Counter()
@@ -72,7 +69,6 @@ class DocumentWriter:
                 continue
             found = sequences.kinds(None if number == len(splits) else np.array([split == name for split in splits]))
             tally.documents += number
-            tally.tokens += found.total()
             tally.kinds.update(found)
             kinds.update(found)
         return kinds
@@ -80,7 +76,7 @@ class DocumentWriter:
     def counts(self) -> dict[str, SplitCounts]:
         """What was written so far, by split."""
         return {
-            name: SplitCounts(documents=tally.documents, tokens=tally.tokens, tokens_by_kind=sorted_counts(tally.kinds))
+            name: SplitCounts(documents=tally.documents, tokens=tally.kinds.total(), tokens_by_kind=sorted_counts(tally.kinds))
             for name, tally in self._splits.items()
         }
 

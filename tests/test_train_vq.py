@@ -124,12 +124,8 @@ class _Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize(("preset", "overrides"), [("fsq-tiny", TINY), ("vq-tiny", TINY_VQ)])
-def test_a_run_that_was_killed_and_resumed_ends_with_the_same_bytes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, overrides: dict[str, object]
-) -> None:
-    options: dict[str, object] = {"preset": preset, "overrides": overrides, "checkpoint_every": 3, "log_every": 2}
-    train(tmp_path / "whole", **options)
+def train_until_killed(out: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> None:
+    """A training that ends at its ninth step."""
     step = ImageTrainer.step
 
     def killed(self: ImageTrainer, lr_factor: float) -> object:
@@ -139,8 +135,17 @@ def test_a_run_that_was_killed_and_resumed_ends_with_the_same_bytes(
 
     monkeypatch.setattr(ImageTrainer, "step", killed)
     with pytest.raises(_Killed):
-        train(tmp_path / "cut", **options)
+        train(out, **options)
     monkeypatch.undo()
+
+
+@pytest.mark.parametrize(("preset", "overrides"), [("fsq-tiny", TINY), ("vq-tiny", TINY_VQ)])
+def test_a_run_that_was_killed_and_resumed_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str, overrides: dict[str, object]
+) -> None:
+    options: dict[str, object] = {"preset": preset, "overrides": overrides, "checkpoint_every": 3, "log_every": 2}
+    train(tmp_path / "whole", **options)
+    train_until_killed(tmp_path / "cut", monkeypatch, **options)
     assert not (tmp_path / "cut" / "config.json").exists()
     with pytest.raises(UsageError, match="--resume"):
         train_vq(config(tmp_path / "cut", **options), SilentProgress())
@@ -159,17 +164,7 @@ def test_the_first_row_after_a_resume_is_that_of_a_run_that_was_not_cut(
     """It holds the means of all steps since the last row, those before the checkpoint included."""
     options: dict[str, object] = {"checkpoint_every": 3, "log_every": 5, "val_fraction": 0.0}
     train(tmp_path / "whole", **options)
-    step = ImageTrainer.step
-
-    def killed(self: ImageTrainer, lr_factor: float) -> object:
-        if self.steps == 8:
-            raise _Killed
-        return step(self, lr_factor)
-
-    monkeypatch.setattr(ImageTrainer, "step", killed)
-    with pytest.raises(_Killed):
-        train(tmp_path / "cut", **options)
-    monkeypatch.undo()
+    train_until_killed(tmp_path / "cut", monkeypatch, **options)
     assert len(metrics(tmp_path / "cut")) == 1
     train(tmp_path / "cut", **options, resume=True)
     for cut, whole in zip(metrics(tmp_path / "cut"), metrics(tmp_path / "whole"), strict=True):

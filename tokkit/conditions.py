@@ -20,11 +20,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import ge, gt, le, lt
 
 from tokkit.documents import Audio, Document, Failure, Image, Outcome, Text
 
 _CONDITION = re.compile(r"\s*([^\s=<>!]+)\s*(==|!=|<=|>=|=|<|>|not\s+in\b|in\b|matches\b)\s*(.*?)\s*", re.DOTALL)
 _OR_NULL = re.compile(r"\s+or\s+null\s*\Z")
+_ORDERS: Mapping[str, Callable[[float, float], bool]] = {"<": lt, "<=": le, ">": gt, ">=": ge}
 _QUOTED = re.compile(r"\"([^\"]*)\"|'([^']*)'")
 
 Value = float | str | bool | None
@@ -90,7 +92,7 @@ class Condition:
         number = _number(found)
         if number is None or not isinstance(value, float):
             return False
-        return {"<": number < value, "<=": number <= value, ">": number > value, ">=": number >= value}[self.operator]
+        return _ORDERS[self.operator](number, value)
 
 
 def parse_condition(text: str) -> Condition:
@@ -105,7 +107,7 @@ def parse_condition(text: str) -> Condition:
     if field.startswith("document.") and field not in OF_DOCUMENT:
         raise ValueError(f"{tidy!r}: there is no {field}, only {', '.join(OF_DOCUMENT)}")
     values = _values(written, operator)
-    if operator in ("<", "<=", ">", ">=") and not isinstance(values[0], float):
+    if operator in _ORDERS and not isinstance(values[0], float):
         raise ValueError(f"{tidy!r}: {written!r} is not a number")
     if operator == "matches":
         try:

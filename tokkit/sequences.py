@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokkit.interleave import Layout, Part, Span, encode
+from tokkit.ragged import split_rows
 from tokkit.vocabulary import Ids, UnifiedVocabulary
 
 Column = Sequence[object] | npt.NDArray[np.generic]
@@ -73,7 +74,7 @@ class Sequences:
 
     def split(self) -> list[Ids]:
         """The ids of each document, as views."""
-        return np.split(self.ids, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
+        return split_rows(self.ids, self.lengths)
 
 
 def encode_documents(documents: Sequence[Sequence[Part]], vocabulary: UnifiedVocabulary, layout: Layout) -> Sequences:

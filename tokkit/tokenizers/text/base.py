@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 
 from tokkit.errors import DataError, VocabularyError
+from tokkit.ragged import split_rows
 
 Ids = np.ndarray
 Lengths = np.ndarray
@@ -79,9 +80,7 @@ class TextTokenizer(ABC):
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """Encode several texts, each as :meth:`encode` would; faster than one by one."""
-        ids, lengths = self.encode_joined(texts)
-        ends = np.cumsum(lengths)
-        return [ids[start:end] for start, end in zip((ends - lengths).tolist(), ends.tolist(), strict=True)]
+        return split_rows(*self.encode_joined(texts))
 
     @abstractmethod
     def encode_joined(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from tokkit.errors import TokkitError, UsageError
+from tokkit.ragged import split_rows
 from tokkit.tokenizers.text.base import Ids, Lengths, is_plain_utf8, joined
 from tokkit.tokenizers.text.huggingface import HuggingFaceTokenizer
 
@@ -85,8 +86,7 @@ class GigatokenTokenizer(HuggingFaceTokenizer):
 
     def _checks(self, texts: Sequence[str]) -> list[Ids]:
         """What the library says."""
-        ids, lengths = super().encode_joined(texts)
-        return np.split(ids, np.cumsum(lengths)[:-1]) if len(texts) else []
+        return split_rows(*super().encode_joined(texts))
 
     def _compare(self, text: str, found: Ids | None, right: Ids) -> None:
         if found is not None and not np.array_equal(found, right):

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from tokkit.errors import DataError, ItemError
+from tokkit.ragged import split_rows
 from tokkit.storage import fingerprint_of
 from tokkit.tokenizers.text.base import (
     SURROGATES,
@@ -139,7 +140,7 @@ class HuggingFaceTokenizer(TextTokenizer):
         again = set(odd) if self._byte_ids else set()
         if not again and self._is_clean(ids):
             return ids, lengths
-        rows: list[Sequence[int] | Ids] = list(np.split(ids, np.cumsum(lengths)[:-1]))
+        rows: list[Sequence[int] | Ids] = list(split_rows(ids, lengths))
         for n, row in enumerate(rows):
             if n in again:
                 rows[n] = self._encode_odd(texts[n])

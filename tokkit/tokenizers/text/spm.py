@@ -13,10 +13,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import sentencepiece
 
 from tokkit.errors import DataError
+from tokkit.ragged import split_rows
 from tokkit.tokenizers.text.base import (
     Ids,
     Lengths,
@@ -77,7 +77,7 @@ class SentencePieceTokenizer(TextTokenizer):
         ids, lengths = joined(self._by_library(plain)) if self._words is None else self._words.encode_joined(plain)
         if not odd:
             return ids, lengths
-        rows = iter(np.split(ids, np.cumsum(lengths)[:-1]))
+        rows = iter(split_rows(ids, lengths))
         return joined([self._encode_odd(text) if n in odd else next(rows) for n, text in enumerate(given)])
 
     def _by_library(self, texts: Sequence[str]) -> list[list[int]]:
