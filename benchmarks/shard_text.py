@@ -133,6 +133,8 @@ def measured(side: str, folder: Path) -> float:
     """CPU seconds of one side in a process of its own, children included."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_THREADS": "1"}
+    # Bytecode is kept for every side alike: what an installer did not compile the first round does.
+    environment |= {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
     command = [sys.executable, __file__, "--side", side, "--folder", str(folder)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:

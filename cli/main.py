@@ -11,7 +11,22 @@ from typing import Annotated
 import typer
 
 import tokkit
-from tokkit.cli import decode, demo, encode, evaluate, finish, import_, inspect, pack, shard, train_text, train_vq, urls, verify
+from tokkit.cli import (
+    decode,
+    demo,
+    encode,
+    evaluate,
+    finish,
+    import_,
+    inspect,
+    pack,
+    remove,
+    shard,
+    train_text,
+    train_vq,
+    urls,
+    verify,
+)
 
 app = typer.Typer(
     name="tokkit",
@@ -38,7 +53,22 @@ def _main(
     pass
 
 
-for module in (train_text, train_vq, import_, encode, decode, shard, finish, pack, verify, inspect, evaluate, urls, demo):
+for module in (
+    train_text,
+    train_vq,
+    import_,
+    encode,
+    decode,
+    shard,
+    finish,
+    pack,
+    verify,
+    inspect,
+    remove,
+    evaluate,
+    urls,
+    demo,
+):
     module.register(app)
 
 

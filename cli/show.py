@@ -12,6 +12,7 @@ from tokkit.documents import Outcome
 
 if TYPE_CHECKING:
     from tokkit.pipelines.pack import SplitResult
+    from tokkit.pipelines.remove import RemoveResult
     from tokkit.shards.manifest import Manifest
 
 OUTCOMES = [outcome.value for outcome in Outcome]
@@ -81,6 +82,29 @@ def show_manifest(console: Console, manifest: Manifest) -> None:
             if key.startswith("estimated_"):
                 table.add_row(key.removeprefix("estimated_").replace("_", " "), f"{value:,}")
         console.print(table)
+
+
+def show_removal(console: Console, result: RemoveResult) -> None:
+    """What was removed, and what became of every name."""
+    removal = result.removal
+    items = "".join(f", {count:,} {modality} items" for modality, count in removal.items.items())
+    console.print(
+        f"{removal.documents:,} documents removed ({removal.tokens:,} tokens{items}), asked for by {removal.names:,} names"
+    )
+    for outcome, count in result.elsewhere.items():
+        console.print(f"{count:,} names are of documents that were not there anyway ({outcome.replace('_', ' ')})")
+    if result.kept_originals:
+        console.print(
+            f"{result.kept_originals:,} names are of duplicates whose originals are still there: --originals removes these too",
+            style="yellow",
+        )
+    if result.unmatched:
+        console.print(
+            f"{len(result.unmatched):,} names stand for no document: {result.out}/run/unmatched.txt lists them", style="yellow"
+        )
+    for name, plans in result.packs.items():
+        console.print(f"packing plan {name} made anew: {sum(plan.packs for plan in plans.values()):,} sequences")
+    console.print(f"\n{result.out} is the new version; `tokkit verify {result.out}` checks it")
 
 
 def show_packs(console: Console, packs: Mapping[str, SplitResult]) -> None:

@@ -7,11 +7,9 @@ settings, or for other shards, is refused.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +24,7 @@ from tokkit.packing.store import RECORD, StoredPlan, load_plan, pack_folder, sav
 from tokkit.pipelines.progress import Progress
 from tokkit.shards.manifest import load_manifest
 from tokkit.shards.native import TokenShards, open_shards
-from tokkit.storage import is_attempt
+from tokkit.storage import exclusive, is_attempt
 from tokkit.vocabulary import UnifiedVocabulary
 
 
@@ -129,15 +127,12 @@ def pack(config: PackConfig, progress: Progress) -> PackResult:
 def _only_one(directory: Path) -> Iterator[None]:
     """Hold the directory's packing lock: what temporary folders there are then belong to no living process."""
     (directory / "run").mkdir(exist_ok=True)
-    fd = os.open(directory / "run" / "pack.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(exclusive(directory / "run" / "pack.lock"))
         except BlockingIOError:
             raise UsageError(f"another process is packing {directory}; wait for it to end") from None
         yield
-    finally:
-        os.close(fd)
 
 
 def _remove_attempts(folder: Path) -> None:

@@ -1,4 +1,6 @@
-"""Verification of duplicates: whatever a reject line says that something is a duplicate of is in the shards.
+"""Verification of duplicates: whatever a reject line says that something is a duplicate of is in the shards, or was.
+
+What was there and has been removed since (``tokkit remove``) is told by its own reject line.
 
 Documents and items are known by hashes of their names, which go to partitions (:mod:`tokkit.dedup.spill`); each is looked at by
 itself, so memory stays within bounds. Reject lists are read a second time for it, and only where there are duplicates.
@@ -19,7 +21,7 @@ from tokkit.dedup.records import KEY, Records
 from tokkit.dedup.spill import Spill, partitions_for, rows_of
 from tokkit.documents import Outcome
 from tokkit.pipelines.findings import Code, VerifyResult
-from tokkit.shards.manifest import Manifest
+from tokkit.shards.manifest import REMOVED, Manifest
 from tokkit.shards.native import TokenShards
 
 MEMORY = 512 << 20
@@ -70,7 +72,10 @@ def _names(path: Path) -> Iterator[tuple[Name, int, int]]:
     with path.open(encoding="ascii") as file:
         for number, line in enumerate(file, 1):
             entry = json.loads(line)
-            if entry["level"] == "item":
+            if entry.get("reason") == REMOVED:  # it was there when the others were left out for its sake
+                if entry["level"] == "document":
+                    yield (entry["source"], entry["locator"], None), _COMMITTED, number
+            elif entry["level"] == "item":
                 yield (entry["source"], entry["locator"], entry["item"]), _LEFT_OUT, number
             if (of := entry.get("of")) is not None:
                 yield (of["source"], of["locator"], None), _WANTED_DOCUMENT, number

@@ -7,10 +7,12 @@ with the same bytes; :func:`create_if_absent` serves commit records, where exact
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,6 +97,41 @@ def create_if_absent(path: Path, data: bytes | str) -> bool:
         return True
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def same_file(source: Path, target: Path) -> None:
+    """Give a file that is never changed in place a second name, in one atomic step; on another disk, copy it.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    temporary = attempt_name(target)
+    try:
+        try:
+            os.link(source, temporary)
+        except FileNotFoundError:
+            raise DataError(f"{source} is missing") from None
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(source, temporary)
+            fsync(temporary)
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``, which is made where it is not there and stays; a process that dies lets go of it.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
 
 
 def sha256_file(path: Path) -> str:

@@ -18,6 +18,9 @@ FORMAT = "tokkit-shards"
 VERSION = 1
 NAME = "manifest.json"
 
+REMOVED = "removed"
+"""The reason of a document that was committed, and taken out of the finished output."""
+
 Counts = dict[str, int]
 
 
@@ -135,6 +138,24 @@ class Mixed(_Model):
     agreements: list[AgreementEntry]
 
 
+class RemovalEntry(_Model):
+    """Documents that were taken out of a finished output (``tokkit remove``).
+
+    Attributes:
+        of: the digest of the manifest of the version that they were in.
+        names: how many names were asked for.
+        names_digest: identifies them, and how documents were found by them.
+        documents, tokens: that were removed; ``items`` are the media items in them, by modality.
+    """
+
+    of: str
+    names: int
+    names_digest: str
+    documents: int
+    tokens: int
+    items: Counts
+
+
 class Manifest(_Model):
     """The content of ``manifest.json``.
 
@@ -146,6 +167,7 @@ class Manifest(_Model):
         ignored: files of the input folders that belong to no source, counted by why (each is in ``run/ignored.jsonl``).
         vocabulary_origin: ``built``, or the released model whose ids these are.
         commits, rejects: SHA-256 over the names and checksums of those folders' files.
+        removals: what was taken out of it since the run, version by version; its documents are ``filtered`` as ``removed``.
         files: the files beside the manifest that it vouches for (``config.json``, ``vocabulary.json``), by name.
         digest: SHA-256 of all of the above (:func:`tokkit.storage.digest_of`); set where the manifest is written.
     """
@@ -174,6 +196,7 @@ class Manifest(_Model):
     splits: dict[str, Split]
     commits: str
     rejects: str
+    removals: list[RemovalEntry] = Field(default_factory=list)
     files: dict[str, ShardFile] = Field(default_factory=dict)
     digest: str = ""
 

@@ -95,9 +95,11 @@ def document_table(columns: Mapping[str, Column], spans: Spans) -> pa.Table:
     arrays = []
     for field in list(DOCUMENT_SCHEMA)[:-1]:
         values = columns[field.name]
-        if field.type == pa.string():
-            values = [value if value is None else _utf8(value) for value in values]  # type: ignore[arg-type]
-        arrays.append(pa.array(values, type=field.type))
+        try:
+            arrays.append(pa.array(values, type=field.type))
+        except UnicodeEncodeError:
+            escaped = [value if value is None else _utf8(value) for value in values]  # type: ignore[arg-type]
+            arrays.append(pa.array(escaped, type=field.type))
     return pa.Table.from_arrays([*arrays, spans_column(spans)], schema=DOCUMENT_SCHEMA)
 
 

@@ -65,7 +65,7 @@ def parse_json(data: bytes | str) -> object:
         raise ItemError("json-invalid", "nested too deeply") from None
     except ValueError as error:
         raise ItemError("json-invalid", str(error)) from None
-    if text.count("[") + text.count("{") > MAX_JSON_DEPTH:
+    if _is_nested(value) and text.count("[") + text.count("{") > MAX_JSON_DEPTH:
         _check_depth(value)
     if isinstance(value, _Repeated):
         raise ItemError("json-repeated-key", f"the key {printable(value.key)!r} comes twice")
@@ -89,6 +89,11 @@ def _object(items: list[tuple[str, object]]) -> dict[str, object]:
 
 
 _JSON = json.JSONDecoder(object_pairs_hook=_object, parse_constant=lambda _: None)
+
+
+def _is_nested(value: object) -> bool:
+    """Whether a value has more than one level; most records have not, and need no second look at their text."""
+    return isinstance(value, list) or (isinstance(value, dict) and any(isinstance(v, dict | list) for v in value.values()))
 
 
 def _check_depth(value: object) -> None:
