@@ -1,11 +1,13 @@
 """Packing: time of a plan and how full its sequences are, against peers on the same lengths in the same run.
 
-    python benchmarks/bench_packing.py [--documents 1000000] [--seq-len 8192] [--trl-documents 100000]
+    python benchmarks/bench_packing.py [--documents 1000000] [--seq-len 8192] [--trl-documents 100000] [--fill-documents 50000]
 
 Lengths are lognormal (median 700, sigma 1.1, clipped to the sequence: reference (a)) or have 0 to 5 pictures of 1,026 tokens
 besides (reference (b)). Peers: best-fit-decreasing one document at a time in plain Python (a bit set held in one integer finds
 the bin), LightBinPack (C++) and TRL's ``pack_dataset``, the last two where they are installed. TRL moves tokens while it packs,
-so beside it stands our plan *and* the gathering of its rows. Times are CPU seconds of one thread, best of three (peers: one).
+so beside it stands our plan *and* the gathering of its rows. Last, with their spans, documents of more and more pictures: whole
+documents against ``fill``, and against the most that any cutting can reach without cutting a picture. Times are CPU seconds of
+one thread, best of three (peers: one).
 """
 
 from __future__ import annotations
@@ -26,8 +28,10 @@ import numpy as np
 
 from tokkit.packing.kernels import best_fit_decreasing, histogram
 from tokkit.packing.plan import plan_packs
+from tokkit.packing.policy import SplitPolicy
 from tokkit.packing.rows import TokenFiles, gather_rows
 from tokkit.packing.store import save_plan
+from tokkit.shards.spans import SpanTable
 
 
 @dataclass(frozen=True)
@@ -154,11 +158,58 @@ def with_copy(lengths: np.ndarray, seq_len: int) -> Measured:
     return Measured("tokkit: plan + rows gathered", len(lengths), plan_seconds + copy_seconds, plan.efficiency)
 
 
+def interleaved(documents: int, factor: int) -> tuple[np.ndarray, SpanTable, int]:
+    """Lengths and spans of documents with ``factor`` times 0 to 5 pictures of 1,026 tokens in a text, and all pictures."""
+    rng = np.random.default_rng(0)
+    texts = np.maximum(rng.lognormal(np.log(200), 1.1, documents).astype(np.int64), 1)
+    pictures = factor * rng.choice([0, 1, 2, 3, 5], documents, p=[0.2, 0.5, 0.15, 0.1, 0.05])
+    offsets, lengths = [0], []
+    spans: list[tuple[int, int, int]] = []
+    for text, number in zip(texts.tolist(), pictures.tolist(), strict=True):
+        position = 1
+        for part, size in enumerate(np.diff(np.linspace(0, text, number + 2).astype(int)).tolist()):
+            if size:
+                spans.append((position, size, 0))
+                position += size
+            if part < number:
+                spans.append((position, 1026, 1))
+                position += 1026
+        offsets.append(len(spans))
+        lengths.append(position + 1)
+    flat = np.array(spans, dtype=np.int64)
+    table = SpanTable(np.array(offsets), flat[:, 0].copy(), flat[:, 1].copy(), flat[:, 2].astype(np.uint8))
+    return np.array(lengths, dtype=np.int64), table, int(pictures.sum())
+
+
+def fill_table(documents: int) -> None:
+    """Whole documents, ``fill`` and the bound, for more and more pictures and several lengths."""
+    print(f"{documents:,} documents with pictures of 1,026 tokens (0, 1, 2, 3, 5 times the factor)")
+    print(
+        f"  {'factor':<8}{'seq_len':>8}{'whole':>10}{'fill':>10}{'at most':>10}{'cut, whole':>12}{'cut, fill':>11}{'CPU':>10}"
+    )
+    for factor in (1, 2, 3, 4):
+        lengths, spans, pictures = interleaved(documents, factor)
+        for seq_len in (4096, 8192, 16384):
+            whole = plan_packs(lengths, spans, seq_len)
+            plan_packs(lengths, spans, seq_len, SplitPolicy.FILL)
+            seconds, filled = cpu(
+                lambda lengths=lengths, spans=spans, n=seq_len: plan_packs(lengths, spans, n, SplitPolicy.FILL), 2
+            )
+            most = int(lengths.sum()) / (max(whole.bounds.volume, -(-pictures // (seq_len // 1026))) * seq_len)
+            shares = [f"{100 * share:.2f} %" for share in (whole.efficiency, filled.efficiency, most)]
+            cuts = [f"{100 * plan.num_cut_documents / documents:.1f} %" for plan in (whole, filled)]
+            print(
+                f"  {factor:<8}{seq_len:>8,}{shares[0]:>10}{shares[1]:>10}{shares[2]:>10}{cuts[0]:>12}{cuts[1]:>11}"
+                f"{seconds * 1000:>7.0f} ms"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--documents", type=int, default=1_000_000)
     parser.add_argument("--seq-len", type=int, default=8192)
     parser.add_argument("--trl-documents", type=int, default=100_000, help="TRL moves tokens, so it gets fewer documents")
+    parser.add_argument("--fill-documents", type=int, default=50_000)
     options = parser.parse_args()
     seq_len = options.seq_len
     plan_packs(np.ones(8, dtype=np.int64), None, seq_len)  # compiles, or loads the compiled kernels
@@ -180,6 +231,7 @@ def main() -> None:
         print(ours.line(None))
         for peer in trl_peers(some, seq_len):
             print(peer.line(ours))
+    fill_table(options.fill_documents)
 
 
 if __name__ == "__main__":

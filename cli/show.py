@@ -11,7 +11,7 @@ from rich.table import Table
 from tokkit.documents import Outcome
 
 if TYPE_CHECKING:
-    from tokkit.pipelines.pack import SplitResult
+    from tokkit.pipelines.pack import AdviseResult, SplitResult
     from tokkit.pipelines.remove import RemoveResult
     from tokkit.shards.manifest import Manifest
 
@@ -82,6 +82,28 @@ def show_manifest(console: Console, manifest: Manifest) -> None:
             if key.startswith("estimated_"):
                 table.add_row(key.removeprefix("estimated_").replace("_", " "), f"{value:,}")
         console.print(table)
+
+
+def show_advice(console: Console, result: AdviseResult) -> None:
+    """What sequence lengths come to, and why."""
+    from tokkit.vocabulary import MODALITIES
+
+    media = result.media
+    columns = ["sequences", "full", "padding", "cut", "left out", "tokens left out"]
+    kind = MODALITIES[media.modality] if media is not None else ""
+    table = _table(console, "What sequence lengths come to", "seq_len", columns + ([f"{kind} spans + rest"] if media else []))
+    for row in result.advice:
+        cells = [f"{row.packs:,}", f"{100 * row.efficiency:.2f} %", f"{row.padding:,}", f"{row.cut_documents:,}"]
+        cells += [f"{row.left_out:,}", f"{row.left_out_tokens:,}"]
+        table.add_row(f"{row.seq_len:,}", *cells, *([f"{row.media} + {row.beside:,}"] if media else []))
+    console.print(table)
+    if media is not None:
+        console.print(
+            f"\n{100 * media.share:.0f} % of all tokens are in {media.count:,} {kind} spans of {media.length:,} tokens, with "
+            f"{media.beside:,.0f} others to each. None is cut: the rest of a sequence that is full of them is text or padding."
+        )
+    best = max(result.advice, key=lambda row: (round(row.efficiency, 4), -row.seq_len))
+    console.print(f"The fullest of these: {best.seq_len:,}, {100 * best.efficiency:.2f} % full")
 
 
 def show_removal(console: Console, result: RemoveResult) -> None:

@@ -12,10 +12,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from tokkit.errors import FingerprintMismatch, UsageError, VerificationError
+from tokkit.errors import DataError, FingerprintMismatch, UsageError, VerificationError
+from tokkit.packing.advise import Advice, MediaLength, advise, candidates, common_media
 from tokkit.packing.plan import ALGORITHM_VERSION, plan_packs
 from tokkit.packing.policy import SplitPolicy
 from tokkit.packing.rows import TokenFiles, load_rows, write_rows
@@ -35,7 +37,7 @@ class PackConfig(BaseModel):
         directory: a finished directory of token shards.
         seq_len: tokens of a sequence.
         name: of the plan; by default ``seq{seq_len}-{split_policy}``.
-        split_policy: what becomes of documents longer than seq_len (:mod:`tokkit.packing.split`).
+        split_policy: which documents are cut (:mod:`tokkit.packing.split`).
         materialize: also write the rows themselves.
     """
 
@@ -90,6 +92,52 @@ class PackResult:
 
     name: str
     splits: dict[str, SplitResult]
+
+
+class AdviseConfig(BaseModel):
+    """What ``tokkit pack --advise`` is asked for.
+
+    Attributes:
+        directory: a finished directory of token shards.
+        seq_lens: sequence lengths to look at; none: the usual ones, and those that fit the media.
+        split: whose documents.
+        split_policy: which documents are cut.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    directory: Path
+    seq_lens: tuple[Annotated[int, Field(ge=2, le=MAX_SEQ_LEN)], ...] = ()
+    split: str = "train"
+    split_policy: SplitPolicy = SplitPolicy.OVERLONG
+
+
+@dataclass(frozen=True)
+class AdviseResult:
+    """What the lengths come to, and the media length that matters, if any; JSON-compatible."""
+
+    advice: list[Advice]
+    media: MediaLength | None
+
+
+def advise_seq_len(config: AdviseConfig, progress: Progress) -> AdviseResult:
+    """Say what sequence lengths would come to for a directory's documents; writes nothing.
+
+    Raises:
+        DataError: the directory is not finished, damaged, or has no such split.
+    """
+    shards = open_shards(config.directory, config.split)
+    if not shards.num_documents:
+        raise DataError(f"split {config.split} of {config.directory} has no documents")
+    progress.log(f"reading the spans of {shards.num_documents:,} documents")
+    media = common_media(shards.lengths, shards.spans)
+    seq_lens = sorted(set(config.seq_lens)) or candidates(media)
+    with progress.task("plan", total=len(seq_lens), unit="lengths") as task:
+        found = []
+        for seq_len in seq_lens:
+            found += advise(shards.lengths, shards.spans, [seq_len], config.split_policy)
+            task.advance(1)
+    return AdviseResult(found, media)
 
 
 def pack(config: PackConfig, progress: Progress) -> PackResult:

@@ -17,7 +17,7 @@ from tokkit.packing.policy import SplitPolicy
 from tokkit.packing.split import REASONS, Reason, needs_spans, split_documents
 from tokkit.shards.spans import SpanTable
 
-NEVER, OVERLONG = SplitPolicy.NEVER, SplitPolicy.OVERLONG
+NEVER, OVERLONG, FILL = SplitPolicy.NEVER, SplitPolicy.OVERLONG, SplitPolicy.FILL
 TEXT, IMAGE = 0, 1
 
 
@@ -125,7 +125,7 @@ def laid_out_documents(draw: st.DrawFn) -> tuple[list[int], SpanTable]:
 
 
 @settings(deadline=None, max_examples=400)
-@given(laid_out_documents(), st.integers(1, 40), st.sampled_from([NEVER, OVERLONG]))
+@given(laid_out_documents(), st.integers(1, 40), st.sampled_from([NEVER, OVERLONG, FILL]))
 def test_every_token_once_and_no_media_span_cut(
     documents: tuple[list[int], SpanTable], seq_len: int, policy: SplitPolicy
 ) -> None:
@@ -147,18 +147,20 @@ def test_every_token_once_and_no_media_span_cut(
             assert not stretches
             continue
         assert [0, *(e for _, e in stretches)] == [*(s for s, _ in stretches), lengths[d]]
-        if lengths[d] <= seq_len:
-            assert len(stretches) == 1
         atomic = _atomic(spans, d)
         for _, cut in stretches[:-1]:
             assert not any(a < cut < b for a, b in atomic)
+        if policy is FILL:
+            continue
+        if lengths[d] <= seq_len:
+            assert len(stretches) == 1
         # As long as possible: what follows would not have fitted beside it, either by a token or by a media span.
         for (s, e), _ in itertools.pairwise(stretches):
             assert e - s == seq_len or any(a == e and b > s + seq_len for a, b in atomic)
 
 
 @settings(deadline=None, max_examples=300)
-@given(laid_out_documents(), st.integers(1, 40), st.sampled_from([NEVER, OVERLONG]))
+@given(laid_out_documents(), st.integers(1, 40), st.sampled_from([NEVER, OVERLONG, FILL]))
 def test_left_out_says_why_and_what_it_would_need(
     documents: tuple[list[int], SpanTable], seq_len: int, policy: SplitPolicy
 ) -> None:
@@ -222,6 +224,8 @@ def test_only_overlong_documents_need_spans() -> None:
     assert needs_spans(lengths, 9, OVERLONG)
     assert not needs_spans(lengths, 9, NEVER)
     assert not needs_spans(lengths[:0], 9, OVERLONG)
+    assert needs_spans(lengths, 10, FILL)
+    assert not needs_spans(lengths[:0], 9, FILL)
     with pytest.raises(ValueError, match="spans"):
         split_documents(lengths, None, 9, OVERLONG)
 
@@ -230,12 +234,70 @@ def test_only_overlong_documents_need_spans() -> None:
 def test_contradictory_spans_are_refused(spans: list[tuple[int, int, int]]) -> None:
     with pytest.raises(DataError, match="document 1"):
         split_documents(np.array([3, 20]), table([], spans), 10, OVERLONG)
+    with pytest.raises(DataError, match="document 1"):
+        plan_packs(np.array([3, 20]), table([], spans), 25, FILL)
 
 
 @pytest.mark.parametrize("seq_len", [0, -1, (1 << 24) + 1])
 def test_seq_len_out_of_range(seq_len: int) -> None:
     with pytest.raises(ValueError, match="seq_len"):
         plan_packs(np.array([1]), None, seq_len)
+
+
+# ---- fill
+
+
+def interleaved(count: int, factor: int, seed: int = 0) -> tuple[np.ndarray, SpanTable, np.ndarray]:
+    """Documents of 0 to 5 times ``factor`` pictures of 1,026 tokens in a text: lengths, spans, pictures of each."""
+    rng = np.random.default_rng(seed)
+    texts = np.maximum(rng.lognormal(np.log(200), 1.1, count).astype(np.int64), 1)
+    pictures = factor * rng.choice([0, 1, 2, 3, 5], count, p=[0.2, 0.5, 0.15, 0.1, 0.05])
+    documents, lengths = [], []
+    for text, number in zip(texts.tolist(), pictures.tolist(), strict=True):
+        spans, position = [], 1
+        for part, size in enumerate(np.diff(np.linspace(0, text, number + 2).astype(int)).tolist()):
+            if size:
+                spans.append((position, size, TEXT))
+                position += size
+            if part < number:
+                spans.append((position, 1026, IMAGE))
+                position += 1026
+        documents.append(spans)
+        lengths.append(position + 1)
+    return np.array(lengths, dtype=np.int64), table(*documents), pictures
+
+
+@pytest.mark.parametrize(("factor", "seq_len"), [(1, 4096), (2, 4096), (2, 8192), (3, 8192), (4, 8192), (4, 16384)])
+def test_fill_comes_near_what_pictures_allow(factor: int, seq_len: int) -> None:
+    lengths, spans, pictures = interleaved(6000, factor)
+    whole, filled = (plan_packs(lengths, spans, seq_len, policy) for policy in (OVERLONG, FILL))
+    fewest = max(whole.bounds.volume, -(-int(pictures.sum()) // (seq_len // 1026)))  # a sequence holds so many pictures
+    assert filled.num_tokens == whole.num_tokens == int(lengths.sum())
+    assert fewest <= filled.num_packs <= 1.02 * fewest
+    assert filled.num_packs < 0.99 * whole.num_packs
+    assert all(room >= 0 for room in residuals(filled))
+
+
+def test_fill_cuts_nothing_where_whole_documents_pack_well() -> None:
+    for factor, seq_len in ((1, 8192), (0, 2048)):
+        lengths, spans, _ = interleaved(4000, factor)
+        whole, filled = (plan_packs(lengths, spans, seq_len, policy) for policy in (OVERLONG, FILL))
+        assert np.array_equal(whole.pieces.start, filled.pieces.start)
+        assert np.array_equal(whole.pack_offsets, filled.pack_offsets)
+
+
+@settings(deadline=None, max_examples=200)
+@given(laid_out_documents(), st.integers(1, 64))
+def test_fill_never_takes_more_packs_and_is_repeatable(documents: tuple[list[int], SpanTable], seq_len: int) -> None:
+    lengths, spans = np.array(documents[0], dtype=np.int64), documents[1]
+    whole, filled, again = (plan_packs(lengths, spans, seq_len, policy) for policy in (OVERLONG, FILL, FILL))
+    assert filled.num_packs <= whole.num_packs
+    assert np.array_equal(filled.pieces.start, again.pieces.start)
+    assert np.array_equal(filled.pack_offsets, again.pack_offsets)
+    for number in range(filled.num_packs):
+        pack = filled.pack(number)
+        ends = list(zip(pack.document.tolist(), (pack.start + pack.length).tolist(), strict=True))
+        assert not set(ends) & set(zip(pack.document.tolist(), pack.start.tolist(), strict=True))  # no needless cut
 
 
 # ---- order and determinism

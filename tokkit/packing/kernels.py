@@ -173,6 +173,12 @@ def assign_packs(nodes: Array, order: Array) -> tuple[Array, int]:
     return pack_of, packs
 
 
+def pack_items(lengths: npt.NDArray[np.int32], seq_len: int) -> tuple[Array, int]:
+    """Best-fit-decreasing of items of 0..seq_len: int64 [N] the pack of each (of no meaning yet), and the number of packs."""
+    counts = histogram(lengths, seq_len)
+    return assign_packs(best_fit_decreasing(counts, seq_len), order_by_length(lengths, counts))
+
+
 @nb.njit(cache=True, nogil=True)
 def canonical_order(pack_of: Array, packs: int) -> tuple[Array, Array]:
     """Number the packs by their lowest item, and order the items of each by number.

@@ -17,14 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tokkit.packing.kernels import (
-    assign_packs,
-    best_fit_decreasing,
-    canonical_order,
-    histogram,
-    martello_toth,
-    order_by_length,
-)
+from tokkit.packing.fill import fill
+from tokkit.packing.kernels import canonical_order, histogram, martello_toth, pack_items
 from tokkit.packing.policy import SplitPolicy
 from tokkit.packing.split import LeftOut, Pieces, split_documents
 from tokkit.shards.spans import SpanTable
@@ -52,7 +46,7 @@ class PackPlan:
 
     Attributes:
         seq_len: tokens of a sequence.
-        policy: what became of over-long documents.
+        policy: which documents were cut.
         num_documents: of the split, whether packed or not.
         pack_offsets: int64 [P + 1]; pack p is ``pieces[pack_offsets[p]:pack_offsets[p + 1]]``.
         pieces: in pack order.
@@ -112,8 +106,12 @@ def plan_packs(
         ValueError, DataError: as :func:`tokkit.packing.split.split_documents`.
     """
     pieces, left_out = split_documents(lengths, spans, seq_len, policy)
+    if policy is SplitPolicy.FILL and spans is not None:
+        filled = fill(pieces, spans, seq_len)
+        pieces, pack_of, packs = filled.pieces, filled.pack_of, filled.packs
+    else:
+        pack_of, packs = pack_items(pieces.length, seq_len)
     counts = histogram(pieces.length, seq_len)
-    pack_of, packs = assign_packs(best_fit_decreasing(counts, seq_len), order_by_length(pieces.length, counts))
     offsets, items = canonical_order(pack_of, packs)
     tokens = int(pieces.length.sum(dtype=np.int64))
     bounds = Bounds(-(-tokens // seq_len), int(martello_toth(counts, seq_len)))

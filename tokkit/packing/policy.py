@@ -6,7 +6,8 @@ from enum import StrEnum
 
 
 class SplitPolicy(StrEnum):
-    """What becomes of documents longer than a sequence."""
+    """Which documents are cut (:mod:`tokkit.packing.split`, :mod:`tokkit.packing.fill`)."""
 
     NEVER = "never"
     OVERLONG = "overlong"
+    FILL = "fill"

@@ -1,12 +1,14 @@
-"""Documents -> pieces that fit into one sequence; the only place that decides what is cut and what is left out.
+"""Documents -> pieces that fit into one sequence, and which documents are left out.
 
-Two policies:
+Three policies:
 
 * ``never``: a document is one piece. Documents longer than seq_len are left out.
 * ``overlong``: documents that fit are one piece; longer ones are cut, from the front, into pieces as long as possible. A cut
   that would fall inside a media span (a picture with its markers, a sound, a video: *atomic*) goes before that span; one that
   falls into text stays, so that the piece has exactly seq_len tokens. A document with an atomic span longer than seq_len is
   left out, whole.
+* ``fill``: as ``overlong``, and then documents that fit are cut too, where that fills the holes that whole ones with media
+  leave (:mod:`tokkit.packing.fill`).
 
 Everything left out is listed with its reason and with the seq_len it would need. Pieces of one document are in order and
 without gaps: every token of a packed document is in exactly one piece. A piece may be as short as one token (the document's
@@ -157,8 +159,12 @@ def _count_pieces(
     span_modality: npt.NDArray[np.uint8],
     seq_len: int,
     cut: bool,
+    check: bool,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int8], npt.NDArray[np.int64]]:
-    """For every document: number of pieces, why it is left out (or _PACKED), and the seq_len it would need."""
+    """For every document: number of pieces, why it is left out (or _PACKED), and the seq_len it would need.
+
+    With ``check`` the spans of documents that fit are looked at too.
+    """
     documents = lengths.size
     counts = np.zeros(documents, dtype=np.int64)
     reasons = np.full(documents, _PACKED, dtype=np.int8)
@@ -170,6 +176,10 @@ def _count_pieces(
             reasons[d] = _EMPTY
         elif length <= seq_len:
             counts[d] = 1
+            if check:
+                found, _ = _classify(length, offsets[d], offsets[d + 1], span_start, span_length, span_modality, seq_len)
+                if found == _BAD_SPANS:
+                    reasons[d] = _BAD_SPANS
         elif not cut:
             reasons[d], needs[d] = _OVERLONG, length
         else:
@@ -213,6 +223,8 @@ def _write_pieces(
 
 def needs_spans(lengths: npt.NDArray[np.int64], seq_len: int, policy: SplitPolicy) -> bool:
     """Whether :func:`split_documents` would look at the spans: they cost reading the document tables."""
+    if policy is SplitPolicy.FILL:
+        return bool(lengths.size)
     return policy is SplitPolicy.OVERLONG and bool(lengths.size) and int(lengths.max()) > seq_len
 
 
@@ -238,13 +250,15 @@ def split_documents(
     lengths = np.ascontiguousarray(lengths, dtype=np.int64)
     if spans is None:
         if needs_spans(lengths, seq_len, policy):
-            raise ValueError("over-long documents can only be cut with their spans")
+            raise ValueError("documents can only be cut with their spans")
         none = np.zeros(0, dtype=np.int64)
         spans = SpanTable(np.zeros(len(lengths) + 1, dtype=np.int64), none, none, np.zeros(0, dtype=np.uint8))
     elif len(spans.offsets) != len(lengths) + 1:
         raise ValueError(f"spans of {len(spans.offsets) - 1} documents for {len(lengths)} lengths")
     table = (spans.offsets, spans.start, spans.length, spans.modality)
-    counts, reasons, needs = _count_pieces(lengths, *table, seq_len, policy is SplitPolicy.OVERLONG)
+    counts, reasons, needs = _count_pieces(
+        lengths, *table, seq_len, policy is not SplitPolicy.NEVER, policy is SplitPolicy.FILL
+    )
     bad = np.flatnonzero(reasons == _BAD_SPANS)
     if bad.size:
         raise DataError(f"the spans of document {int(bad[0])} overlap or reach beyond its {int(lengths[bad[0]])} tokens")
