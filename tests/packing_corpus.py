@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ Encoded = tuple[np.ndarray, list[Span]]
 
 
 def random_documents(
-    count: int, seed: int = 0, *, longest_text: int = 60, vocabulary: UnifiedVocabulary = VOCABULARY
+    count: int, seed: int = 0, *, longest_text: int = 60, vocabulary: UnifiedVocabulary = VOCABULARY, given: float = 0.0
 ) -> list[Encoded]:
-    """Interleaved documents: text, square pictures of 4 to 49 codes and sounds of up to 12."""
+    """Interleaved documents: text, pictures of 4 to 49 codes, sounds of up to 12; ``given`` is the share not to be learnt."""
     rng = np.random.default_rng(seed)
     documents = []
     for _ in range(count):
@@ -38,6 +39,10 @@ def random_documents(
                 parts.append(ImageCodes(rng.integers(0, 64, (1, side, side)).astype(np.int32)))
             else:
                 parts.append(AudioCodes(rng.integers(0, 16, (1, rng.integers(1, 13))).astype(np.int32), 16_000, 1))
+        if given:
+            parts = [
+                part if isinstance(part, AudioCodes) else replace(part, loss=bool(rng.random() >= given)) for part in parts
+            ]
         documents.append(encode(parts, vocabulary, Layout()))
     return documents
 

@@ -18,6 +18,7 @@ from tokkit.data.shuffle import Permutation
 from tokkit.errors import DataError, FingerprintMismatch
 from tokkit.pipelines.pack import PackConfig, pack
 from tokkit.pipelines.progress import SilentProgress
+from tokkit.shards.native import open_shards
 
 L = 64
 DOCUMENTS = packing_corpus.random_documents(80, seed=3)
@@ -108,6 +109,75 @@ def test_a_row_feeds_a_model(directory: Path) -> None:
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), row["labels"].flatten(), ignore_index=-100)
     assert loss.isfinite()
     assert int(row["num_loss_tokens"]) == int((row["labels"] != -100).sum())
+
+
+# ---- what is to be predicted
+
+
+@pytest.fixture(scope="module")
+def conversations(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[packing_corpus.Encoded]]:
+    documents = packing_corpus.random_documents(60, seed=8, given=0.5)
+    path = packing_corpus.write_directory(tmp_path_factory.mktemp("given"), {"train": documents})
+    pack(PackConfig(directory=path, seq_len=L), SilentProgress())
+    return path, documents
+
+
+@pytest.mark.parametrize("modality_ids", [True, False])
+def test_what_is_only_given_is_not_predicted(
+    conversations: tuple[Path, list[packing_corpus.Encoded]], modality_ids: bool
+) -> None:
+    directory, documents = conversations
+    assert not open_shards(directory).all_learnt()
+    dataset = PackedDataset(directory, NAME, labels="hf", modality_ids=modality_ids)
+    learnt = given = 0
+    for i in range(len(dataset)):
+        row, pieces, at = dataset[i], dataset.segments(i), 0
+        for d, s, n in zip(pieces.document, pieces.start, pieces.length, strict=True):
+            ids, spans = documents[d]
+            only_given = np.zeros(len(ids), dtype=bool)
+            for span in spans:
+                only_given[span.start : span.start + span.length] = not span.loss
+            expected = np.where(only_given, -100, ids)[s : s + n]
+            expected[0] = -100
+            assert np.array_equal(row["labels"][at : at + n].numpy(), expected)
+            assert np.array_equal(row["loss_mask"][at : at + n - 1].bool().numpy(), expected[1:] != -100)
+            learnt, given = learnt + int((expected != -100).sum()), given + int(only_given[s : s + n].sum())
+            at += n
+    assert learnt > 500
+    assert given > 500
+
+
+def test_where_all_is_to_be_learnt_the_spans_are_not_read(directory: Path) -> None:
+    dataset = PackedDataset(directory, NAME, modality_ids=False)
+    dataset[0]
+    assert dataset._opened.all_learnt
+    assert "spans" not in dataset._opened.shards.__dict__
+
+
+@pytest.mark.parametrize("loss_on", [{"image"}, {"text", "control"}, set()])
+def test_loss_on_some_modalities(directory: Path, loss_on: set[str]) -> None:
+    everything = PackedDataset(directory, NAME, seed=2, labels="shifted")
+    some = PackedDataset(directory, NAME, seed=2, labels="shifted", loss_on=loss_on, modality_ids=False).at_epoch(0)
+    numbers = [number for name, number in MODALITY_IDS.items() if name.removesuffix("-boundary") in loss_on]
+    for i in range(len(some)):
+        row, found = everything[i], some[i]
+        wanted = np.isin(np.append(row["modality_ids"][1:].numpy(), 0), numbers) & row["loss_mask"].bool().numpy()
+        assert np.array_equal(found["loss_mask"].bool().numpy(), wanted)
+        assert torch.equal(found["labels"] != -100, torch.from_numpy(wanted))
+    with pytest.raises(ValueError, match="loss_on"):
+        PackedDataset(directory, NAME, loss_on={"pictures"})
+
+
+def test_loss_tokens_are_counted_by_modality(directory: Path) -> None:
+    rows = [PackedDataset(directory, NAME, labels="shifted")[i] for i in range(4)]
+    batch = collate(rows)
+    counts = dict.fromkeys(MODALITY_IDS.values(), 0)
+    for row in rows:
+        for t in range(L - 1):
+            if row["loss_mask"][t]:
+                counts[int(row["modality_ids"][t + 1])] += 1
+    assert batch["num_loss_tokens_by_modality"].tolist() == [counts[n] for n in range(len(MODALITY_IDS))]
+    assert int(batch["num_loss_tokens_by_modality"].sum()) == int(batch["num_loss_tokens"])
 
 
 # ---- order

@@ -7,8 +7,9 @@ field                   dtype    shape       meaning
 ``input_ids``           int32    [L]         token ids, padded at the end
 ``segment_ids``         int32    [L]         1..n, a number for each piece of a document in the row; 0 at padding
 ``position_ids``        int32    [L]         restarts at 0 in each segment; the padding counts on its own from 0
-``loss_mask``           uint8    [L]         1 where the next token is to be predicted: 0 at padding and at the last token of
-                                             each segment (shifted convention)
+``loss_mask``           uint8    [L]         1 where the next token is to be predicted (shifted convention): 0 at padding, at
+                                             the last token of each segment, and where the next token is only given (a
+                                             question: its span has ``loss`` false) or not in ``loss_on``
 ``modality_ids``        uint8    [L]         :data:`MODALITY_IDS`; on request
 ``labels``              int64    [L]         -100 where nothing is predicted; on request, ``shifted`` (labels[t] is token t + 1)
                                              or ``hf`` (labels[t] is token t, and the model shifts)
@@ -24,7 +25,7 @@ the process that reads, so the dataset can be pickled and used with any start me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,6 +59,11 @@ MODALITY_IDS = {
 }
 """What ``modality_ids`` says of a token. A boundary is the first or last token of a media span (its begin or end marker);
 control is every token outside of spans (document markers). Row ends and grid sizes inside a picture count as picture."""
+
+_LOSS_ON = {
+    name: tuple(MODALITY_IDS[part] for part in (name, f"{name}-boundary") if part in MODALITY_IDS)
+    for name in ("text", "image", "audio", "video", "control")
+}
 
 _CONTENT = np.array([MODALITY_IDS[m] for m in MODALITIES], dtype=np.uint8)
 _BOUNDARY = np.array([MODALITY_IDS.get(f"{m}-boundary", MODALITY_IDS[m]) for m in MODALITIES], dtype=np.uint8)
@@ -120,10 +126,32 @@ def _mark_modalities(
 
 
 @nb.njit(cache=True, nogil=True)
+def _unmark_given(
+    document: npt.NDArray[np.int64],
+    start: npt.NDArray[np.int64],
+    length: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    span_start: npt.NDArray[np.int64],
+    span_length: npt.NDArray[np.int64],
+    span_loss: npt.NDArray[np.bool_],
+    loss: npt.NDArray[np.uint8],
+) -> None:
+    """Take out of ``loss`` what comes before tokens that are only given."""
+    at = 0
+    for i in range(length.size):
+        first, last = start[i], start[i] + length[i]
+        for s in range(offsets[document[i]], offsets[document[i] + 1]):
+            begin, end = max(span_start[s], first + 1), min(span_start[s] + span_length[s], last)
+            if span_start[s] >= last:
+                break
+            if not span_loss[s] and begin < end:
+                loss[at + begin - 1 - first : at + end - 1 - first] = 0
+        at += length[i]
+
+
+@nb.njit(cache=True, nogil=True)
 def _mark_labels(
     ids: npt.NDArray[np.int32],
-    positions: npt.NDArray[np.int32],
-    segments: npt.NDArray[np.int32],
     loss: npt.NDArray[np.uint8],
     shifted: bool,
     out: npt.NDArray[np.int64],
@@ -133,7 +161,7 @@ def _mark_labels(
         if shifted:
             out[t] = ids[t + 1] if loss[t] else IGNORED
         else:
-            out[t] = ids[t] if segments[t] > 0 and positions[t] > 0 else IGNORED
+            out[t] = ids[t] if t > 0 and loss[t - 1] else IGNORED
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +171,7 @@ class _Opened:
     shards: TokenShards
     plan: StoredPlan
     rows: PackedRows | None
+    all_learnt: bool
     pad_id: int
     order: Permutation | None
 
@@ -159,6 +188,8 @@ class PackedDataset(Dataset[Row]):
         seed: of the shuffle; None reads the packs in plan order.
         epoch: another epoch, another order (:meth:`at_epoch`).
         modality_ids, labels, cu_seqlens: whether to add the fields of these names.
+        loss_on: of what modalities tokens are to be predicted: any of ``text``, ``image``, ``audio``, ``video`` (with their
+            boundaries) and ``control``; None: all.
         pad_id: what rows are padded with; by default the vocabulary's padding marker.
 
     Raises:
@@ -178,6 +209,7 @@ class PackedDataset(Dataset[Row]):
         modality_ids: bool = True,
         labels: Labels | None = None,
         cu_seqlens: bool = False,
+        loss_on: Collection[str] | None = None,
         pad_id: int | None = None,
     ) -> None:
         self.directory, self.name, self.split = Path(directory), name, split
@@ -185,6 +217,10 @@ class PackedDataset(Dataset[Row]):
         self._modality_ids, self._labels, self._cu_seqlens, self._pad_id = modality_ids, labels, cu_seqlens, pad_id
         if labels not in (None, "shifted", "hf"):
             raise ValueError(f"labels {labels!r}; one of None, 'shifted' and 'hf'")
+        self._loss_on = None if loss_on is None else tuple(sorted(set(loss_on)))
+        unknown = set(self._loss_on or ()) - _LOSS_ON.keys()
+        if unknown:
+            raise ValueError(f"loss_on {sorted(unknown)}; any of {', '.join(_LOSS_ON)}")
         self._state: _Opened | None = None
         record = self._opened.plan.record
         self._length, self._seq_len, self._max_pieces = record.counts.packs, record.seq_len, record.counts.max_pieces
@@ -207,7 +243,7 @@ class PackedDataset(Dataset[Row]):
         if rows is not None and rows.record.pad_id != pad_id:
             rows = None  # rows padded with another id than asked for: gather them anew
         order = Permutation(plan.num_packs, self.seed, self.epoch) if self.seed is not None else None
-        return _Opened(shards, plan, rows, pad_id, order)
+        return _Opened(shards, plan, rows, shards.all_learnt(), pad_id, order)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_state": None}
@@ -234,6 +270,7 @@ class PackedDataset(Dataset[Row]):
             modality_ids=self._modality_ids,
             labels=self._labels,
             cu_seqlens=self._cu_seqlens,
+            loss_on=self._loss_on,
             pad_id=self._pad_id,
         )
 
@@ -266,11 +303,21 @@ class PackedDataset(Dataset[Row]):
             "position_ids": positions,
             "loss_mask": loss,
         }
-        if self._modality_ids:
-            fields["modality_ids"] = self._modalities(opened, pieces)
+        spans = None if opened.all_learnt else opened.shards.spans
+        if spans is not None and spans.loss is not None:
+            row = pieces.document, pieces.start, pieces.length
+            _unmark_given(*row, spans.offsets, spans.start, spans.length, spans.loss, loss)
+        if self._modality_ids or self._loss_on is not None:
+            modalities = self._modalities(opened, pieces)
+            if self._modality_ids:
+                fields["modality_ids"] = modalities
+            if self._loss_on is not None:
+                wanted = np.zeros(len(MODALITY_IDS), dtype=np.uint8)
+                wanted[[number for name in self._loss_on for number in _LOSS_ON[name]]] = 1
+                loss[:-1] &= wanted[modalities[1:]]
         if self._labels is not None:
             fields["labels"] = np.empty(self._seq_len, dtype=np.int64)
-            _mark_labels(ids, positions, segments, loss, self._labels == "shifted", fields["labels"])
+            _mark_labels(ids, loss, self._labels == "shifted", fields["labels"])
         if self._cu_seqlens:
             fields["cu_seqlens"] = self._borders(pieces)
         return {name: torch.from_numpy(array) for name, array in fields.items()}
@@ -314,7 +361,11 @@ class PackedDataset(Dataset[Row]):
 
 def collate(rows: Sequence[Row]) -> Row:
     """Stack items to a batch [B, ...], and count what the loss is taken over: ``num_loss_tokens``, int64 scalar (sum it over
-    ranks and accumulation steps before dividing: a mean of means weighs short rows too much)."""
+    ranks and accumulation steps before dividing: a mean of means weighs short rows too much), and, where the items have
+    ``modality_ids``, ``num_loss_tokens_by_modality``, int64 [9], by what is to be predicted (:data:`MODALITY_IDS`)."""
     batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     batch["num_loss_tokens"] = batch["loss_mask"].sum(dtype=torch.int64)
+    if "modality_ids" in batch:
+        predicted = batch["modality_ids"][:, 1:][batch["loss_mask"][:, :-1].bool()]
+        batch["num_loss_tokens_by_modality"] = torch.bincount(predicted.long(), minlength=len(MODALITY_IDS))
     return batch

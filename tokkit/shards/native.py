@@ -319,6 +319,27 @@ class TokenShards:
         """The spans of all documents."""
         return SpanTable.from_columns([t.column("spans") for t in self.tables(["spans"])])
 
+    def all_learnt(self) -> bool:
+        """Whether no span is only given (``loss`` false anywhere): told by the document tables' statistics alone.
+
+        Raises:
+            DataError: a document table cannot be read.
+        """
+        for shard in self.shards:
+            path = self._base / shard.files["parquet"].name
+            try:
+                metadata = pq.read_metadata(path)
+            except (OSError, pa.ArrowException) as error:
+                raise DataError(f"{path} cannot be read: {error}") from None
+            names = [metadata.schema.column(n).path for n in range(metadata.num_columns)]
+            column = next(n for n, name in enumerate(names) if name.startswith("spans.") and name.endswith(".loss"))
+            for group in range(metadata.num_row_groups):
+                chunk = metadata.row_group(group).column(column)
+                told = chunk.statistics
+                if chunk.num_values and (told is None or (told.has_min_max and not told.min)):
+                    return False
+        return True
+
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The document tables, shard by shard."""
         for shard in self.shards:

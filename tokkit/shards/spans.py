@@ -61,19 +61,21 @@ class SpanTable:
         start: int64 [S], tokens from the document's first.
         length: int64 [S], tokens.
         modality: uint8 [S], index into :data:`tokkit.vocabulary.MODALITIES`.
+        loss: bool [S], whether it is to be learnt (False: only given, such as a question); None where all are.
     """
 
     offsets: npt.NDArray[np.int64]
     start: npt.NDArray[np.int64]
     length: npt.NDArray[np.int64]
     modality: npt.NDArray[np.uint8]
+    loss: npt.NDArray[np.bool_] | None = None
 
     @classmethod
     def from_columns(cls, columns: Iterable[pa.ChunkedArray]) -> SpanTable:
         """From the ``spans`` columns of one or more tables, in order."""
         arrays = [chunk for column in columns for chunk in column.chunks]
         counts = [np.zeros(1, dtype=np.int64)]
-        starts, lengths, modalities = [], [], []
+        starts, lengths, modalities, losses = [], [], [], []
         names = pa.array(MODALITIES)
         for array in arrays:
             counts.append(np.diff(array.offsets.to_numpy()).astype(np.int64))
@@ -81,11 +83,14 @@ class SpanTable:
             starts.append(flat.field("start").to_numpy())
             lengths.append(flat.field("length").to_numpy())
             modalities.append(pc.index_in(flat.field("modality"), names).to_numpy(zero_copy_only=False))
+            losses.append(flat.field("loss").to_numpy(zero_copy_only=False))
+        loss = _joined(losses, np.bool_)
         return cls(
             np.cumsum(np.concatenate(counts)),
             _joined(starts, np.int64),
             _joined(lengths, np.int64),
             _joined(modalities, np.uint8),
+            None if loss.all() else loss,
         )
 
 
