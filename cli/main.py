@@ -16,6 +16,7 @@ from tokkit.cli import (
     demo,
     encode,
     evaluate,
+    export,
     finish,
     import_,
     inspect,
@@ -53,22 +54,10 @@ def _main(
     pass
 
 
-for module in (
-    train_text,
-    train_vq,
-    import_,
-    encode,
-    decode,
-    shard,
-    finish,
-    pack,
-    verify,
-    inspect,
-    remove,
-    evaluate,
-    urls,
-    demo,
-):
+TOKENIZERS = (train_text, train_vq, import_, encode, decode)
+SHARDS = (shard, finish, pack, verify, inspect, export, remove, evaluate, urls)
+
+for module in (*TOKENIZERS, *SHARDS, demo):
     module.register(app)
 
 

@@ -11,6 +11,8 @@ from rich.table import Table
 from tokkit.documents import Outcome
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tokkit.pipelines.pack import AdviseResult, SplitResult
     from tokkit.pipelines.remove import RemoveResult
     from tokkit.shards.manifest import Manifest
@@ -104,6 +106,16 @@ def show_advice(console: Console, result: AdviseResult) -> None:
         )
     best = max(result.advice, key=lambda row: (round(row.efficiency, 4), -row.seq_len))
     console.print(f"The fullest of these: {best.seq_len:,}, {100 * best.efficiency:.2f} % full")
+
+
+def show_export(console: Console, out: Path, record: Mapping[str, Any], *, written: bool) -> None:
+    """What an export holds."""
+    what = f"sequences of {record['pack']}" if record["pack"] else "documents"
+    there = "" if written else " (already there)"
+    table = _table(console, f"{out}: {what} for {record['to']}{there}", "split", ["sequences", "tokens", "files"])
+    for name, split in record["splits"].items():
+        table.add_row(name, f"{split['sequences']:,}", f"{split['tokens']:,}", f"{len(split['files']):,}")
+    console.print(table)
 
 
 def show_removal(console: Console, result: RemoveResult) -> None:
