@@ -18,6 +18,8 @@ EXAMPLES = examples(
     "tokkit shard corpus/ --out shards/ --text-tokenizer text.model --shard-index $SLURM_ARRAY_TASK_ID --shard-count 16",
     "tokkit shard corpus/ --out shards/ --vocabulary-from chameleon/text_tokenizer.json --image-tokenizer chameleon-vq/",
     "tokkit shard pairs/ --out shards/ --text-tokenizer text.model --image-tokenizer vq/ --recipe captions --val-fraction 0.01",
+    "tokkit shard crawl.warc.gz --images pictures/ --missing-image drop-document --out shards/ --text-tokenizer text.model "
+    "--image-tokenizer vq/",
     "tokkit shard --recipe chameleon --print-config",
 )
 
@@ -87,6 +89,22 @@ def shard(
         typer.Option(
             show_default="none",
             help="Alternative text of pictures (web archives, OBELICS) as text of the document: none, before or after them.",
+        ),
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STORE",
+            help="Where pictures are that documents name by URL or path and that do not lie beside them: a folder, tars, the "
+            "output of img2dataset or a WARC; KIND:PATH names the kind. Repeat for more, asked in order.",
+        ),
+    ] = None,
+    missing_image: Annotated[
+        str | None,
+        typer.Option(
+            show_default="drop-image",
+            help="Of a document with a picture that is not to be had: drop-image goes on without it, drop-document leaves the "
+            "document out, keep-marker keeps the picture's begin and end markers in its place.",
         ),
     ] = None,
     where: Annotated[
@@ -205,6 +223,8 @@ def shard(
                 "pair_order": pair_order,
                 "text_joiner": text_joiner,
                 "alt_text": alt_text,
+                "images": images,
+                "missing_image": missing_image,
                 "where": where,
                 "metadata": metadata,
                 "val_fraction": val_fraction,

@@ -56,6 +56,12 @@ def show_manifest(console: Console, manifest: Manifest) -> None:
         for reason in sorted(reasons, key=lambda r: (-reasons[r], r)):
             table.add_row(reason.replace("/", " / "), f"{reasons[reason]:,}")
         console.print(table)
+    if manifest.stores:
+        table = _table(console, "Picture stores", "store", ["entries", "failed", "pictures found", "damaged"])
+        for store in manifest.stores:
+            cells = [f"{n:,}" for n in (store.entries, store.failed, store.found, len(store.damage))]
+            table.add_row(f"{store.name} ({store.kind})", *cells)
+        console.print(table)
     if manifest.ignored:
         table = _table(console, "Files of the inputs that were not read", "why", ["files"])
         for why, count in manifest.ignored.items():

@@ -39,6 +39,10 @@ def verify(
         list[str] | None,
         typer.Option("--input", metavar="NAME=FOLDER", help="Where a source is now, if it was moved; repeat for more."),
     ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(metavar="STORE", help="Where the picture stores are now, if they were moved; all of them, in order."),
+    ] = None,
     text_tokenizer: Annotated[Path | None, typer.Option(help="Where it is now, if it was moved.")] = None,
     image_tokenizer: Annotated[Path | None, typer.Option(help="Where it is now, if it was moved.")] = None,
     device: Annotated[
@@ -55,12 +59,19 @@ def verify(
         from tokkit.pipelines.verify import VerifyConfig
         from tokkit.pipelines.verify import verify as job
 
-        only = {"--seed": seed, "--input": inputs, "--text-tokenizer": text_tokenizer, "--image-tokenizer": image_tokenizer}
+        only = {
+            "--seed": seed,
+            "--input": inputs,
+            "--images": images,
+            "--text-tokenizer": text_tokenizer,
+            "--image-tokenizer": image_tokenizer,
+        }
         if reencode is None and (extra := [flag for flag, value in {**only, "--device": device}.items() if value]):
             raise UsageError(f"{', '.join(extra)}: only with --reencode N")
         options: dict[str, object] = {"directory": directory, "checksums": checksums, "reencode": reencode, "seed": seed}
         options |= {"text_tokenizer": text_tokenizer, "image_tokenizer": image_tokenizer, "device": device}
         options["inputs"] = None if inputs is None else tuple(inputs)
+        options["images"] = None if images is None else tuple(images)
         result = job(validated(VerifyConfig, "tokkit verify", options), run.progress)
         problems = "1 problem" if result.problem_count == 1 else f"{result.problem_count:,} problems"
         codes = ", ".join(f"{code} {count:,}" for code, count in sorted(result.counts.items()))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from PIL import Image
 
 from tokkit.documents import Audio, Document, Failure, Media, Outcome, Text
+from tokkit.documents import Image as Picture
 from tokkit.errors import ItemError
-from tokkit.interleave import AudioCodes, ImageCodes
+from tokkit.interleave import AudioCodes, ImageCodes, ImageGap
 from tokkit.media.images import ImageLimits, decode_image
 from tokkit.vocabulary import Ids
+
+MissingImage = Literal["drop-image", "drop-document", "keep-marker"]
 
 
 @dataclass(eq=False, slots=True)
@@ -21,6 +25,12 @@ class Slot:
     media: Media
     failure: Failure | None = None
     codes: Ids | None = None
+
+    @property
+    def missing(self) -> bool:
+        """Whether it is a picture that was not to be had, or could not be read."""
+        lost = self.failure is not None and self.failure.outcome in (Outcome.FAILED_UPSTREAM, Outcome.REJECTED)
+        return lost and isinstance(self.media, Picture)
 
 
 @dataclass(eq=False, slots=True)
@@ -39,15 +49,19 @@ class Pending:
         return not self.slots or all(slot.failure is not None or slot.codes is not None for slot in self.slots)
 
 
-def verdict(document: Document, slots: list[Slot]) -> Failure | None:
+def verdict(document: Document, slots: list[Slot], missing: MissingImage = "drop-image") -> Failure | None:
     """Whether a document can be written with what became of its media; None if so.
 
     A pair is nothing without its media, nor is a conversation without the pictures that it is about. Any other document goes on
-    without a lost item, unless nothing else is in it.
+    without a lost item, unless nothing else is in it, or ``missing`` asks for documents whose pictures are all there.
     """
     failures = [s.failure for s in slots if s.failure is not None]
     if (document.pair or document.whole) and failures:
         return failures[0]
+    if missing == "drop-document":
+        lost = next((s.failure for s in slots if s.missing), None)
+        if lost is not None:
+            return lost
     if any(isinstance(s, Text) and s.text for s in document.segments) or len(failures) < len(slots):
         return None
     if failures:
@@ -83,15 +97,16 @@ class Given(str):
     __slots__ = ()
 
 
-def join_texts(segments: Sequence[Text | Slot], joiner: str) -> list[str | Slot]:
+def join_texts(segments: Sequence[Text | Slot], joiner: str, missing: MissingImage = "drop-image") -> list[str | Slot]:
     """Texts as strings and media with codes, in order; texts with nothing left between them become one, with ``joiner``.
 
-    A text that is not to be learnt becomes a :class:`Given`, and stays apart from one that is.
+    A missing picture of which the markers are kept stands between them. A text that is not to be learnt becomes a
+    :class:`Given`, and stays apart from one that is.
     """
     joined: list[str | Slot] = []
     for segment in segments:
         if isinstance(segment, Slot):
-            if segment.failure is None:
+            if segment.failure is None or (missing == "keep-marker" and segment.missing):
                 joined.append(segment)
         elif not segment.loss:
             if joined and isinstance(joined[-1], Given):
@@ -105,8 +120,10 @@ def join_texts(segments: Sequence[Text | Slot], joiner: str) -> list[str | Slot]
     return joined
 
 
-def codes_of(slot: Slot) -> ImageCodes | AudioCodes:
-    """A slot's codes as a part of the sequence."""
+def codes_of(slot: Slot) -> ImageCodes | AudioCodes | ImageGap:
+    """A slot's codes as a part of the sequence, or the place that is kept for a missing picture."""
+    if slot.missing:
+        return ImageGap()
     assert slot.codes is not None
     return ImageCodes(slot.codes, slot.media.hash, slot.media.loss)
 

@@ -29,6 +29,7 @@ from tokkit.pipelines.mixed import mixture
 from tokkit.pipelines.plan import Plan
 from tokkit.pipelines.prepare import Setup
 from tokkit.pipelines.progress import Progress
+from tokkit.pipelines.stores import store_totals
 from tokkit.shards.manifest import NAME as MANIFEST
 from tokkit.shards.manifest import LayoutEntry, Manifest, file_entry
 from tokkit.sources.resolve import ResolvedInputs
@@ -168,7 +169,7 @@ def _assemble(run: Run, records: list[CommitRecord]) -> Manifest:
         vocabulary_size=setup.vocabulary.size,
         vocabulary_fingerprint=setup.vocabulary.fingerprint,
         vocabulary_origin=setup.vocabulary.origin,
-        layout=LayoutEntry(image=setup.layout.image, image_grid=setup.layout.image_grid),
+        layout=LayoutEntry(image=setup.layout.image, image_grid=setup.layout.image_grid, gaps=setup.layout.gaps),
         semantic=setup.semantic,
         semantic_fingerprint=fingerprint_of(setup.semantic),
         numeric=began["numeric"],
@@ -177,6 +178,7 @@ def _assemble(run: Run, records: list[CommitRecord]) -> Manifest:
         tokenizers=setup.tokenizers,
         trial=trial(config, records),
         sources=sources,
+        stores=store_totals(run.resolved.stores, add_counts(s.images_from for s in sources)),
         ignored=add_counts({entry.why: 1} for entry in run.resolved.ignored),
         units=len(run.plan.units),
         documents=add_counts(s.documents for s in sources),

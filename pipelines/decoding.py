@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokkit.errors import DataError, UsageError
-from tokkit.interleave import ImageCodes, Layout, TextCodes, decode
+from tokkit.interleave import ImageCodes, ImageGap, Layout, TextCodes, decode
 from tokkit.shards.manifest import Manifest, TokenizerEntry, load_manifest
 from tokkit.shards.native import TokenShards, open_shards
 from tokkit.storage import read_json
@@ -48,7 +48,14 @@ class DecodedAudio:
     tokens: int
 
 
-DecodedPart = DecodedText | DecodedImage | DecodedAudio
+@dataclass(frozen=True, eq=False)
+class DecodedGap:
+    """The place of a picture that is missing."""
+
+    tokens: int = 2
+
+
+DecodedPart = DecodedText | DecodedImage | DecodedAudio | DecodedGap
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +90,7 @@ class DocumentDecoder:
         self.manifest: Manifest = load_manifest(directory)
         self.vocabulary = UnifiedVocabulary.load(directory / "vocabulary.json")
         entry = self.manifest.layout
-        self.layout = Layout(entry.image, entry.image_grid)  # type: ignore[arg-type]
+        self.layout = Layout(entry.image, entry.image_grid, entry.gaps)  # type: ignore[arg-type]
         self.shards: dict[str, TokenShards] = {name: open_shards(directory, name) for name in self.manifest.splits}
         self._text = self._load_text(self._path("text", text_tokenizer))
         self._image = self._load_image(image_tokenizer)
@@ -101,6 +108,8 @@ class DocumentDecoder:
                 parts.append(DecodedText(self._text.decode(part.codes), len(part.codes)))
             elif isinstance(part, ImageCodes):
                 parts.append(DecodedImage(self._pixels(part.codes), part.codes, part.codes.size))
+            elif isinstance(part, ImageGap):
+                parts.append(DecodedGap())
             else:
                 parts.append(DecodedAudio(part.codes, part.codes.size))
         return DecodedDocument(split, number, shards.row(number), parts)

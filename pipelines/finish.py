@@ -63,6 +63,8 @@ def account(plan: Plan, records: Sequence[CommitRecord]) -> list[SourceTotals]:
                 counted_documents=None if None in counted else sum(c for c in counted if c is not None),
                 counted_items=add_counts(r.counted_items for r in mine),
                 counted_others=add_counts(r.counted_others for r in mine),
+                images_from=add_counts(r.images_from for r in mine),
+                kept_markers=sum(r.kept_markers for r in mine),
             )
         )
     return totals

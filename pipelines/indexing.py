@@ -174,9 +174,9 @@ class _Attempt:
         has_text = any(spoken)
         slots = [Slot(media, media.failure) for media in document.media]
         keys: list[ItemKeys] = []
-        if self.by_item or document.pair or not has_text:
+        if self.by_item or document.pair or document.whole or not has_text or self.config.missing_image == "drop-document":
             keys = [k for index, slot in enumerate(slots) if (k := self.look(index, slot)) is not None]
-        failure = verdict(document, slots) or self.refused(document, slots)
+        failure = verdict(document, slots, self.config.missing_image) or self.refused(document, slots)
         if failure is not None:
             self.leave_out(document, failure)
             return
@@ -212,7 +212,8 @@ class _Attempt:
         segments = [next(of_media) if isinstance(s, Media) else s for s in document.segments]
         with self.stage("text"):
             try:
-                self.text.encode_batch([s for s in join_texts(segments, self.config.text_joiner) if isinstance(s, str)])
+                joined = join_texts(segments, self.config.text_joiner, self.config.missing_image)
+                self.text.encode_batch([s for s in joined if isinstance(s, str)])
             except ItemError as error:
                 return Failure(Outcome.REJECTED, error.reason, error.message)
         return None

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from tokkit.pipelines.decoding import DecodedAudio, DecodedImage, DecodedText, DocumentDecoder
+from tokkit.pipelines.decoding import DecodedAudio, DecodedGap, DecodedImage, DecodedText, DocumentDecoder
 from tokkit.pipelines.progress import Progress
 from tokkit.storage import replacing, write_atomic
 
@@ -80,6 +80,9 @@ def inspect_document(config: InspectConfig, progress: Progress) -> InspectedDocu
             pictures += 1
             parts.append(InspectedPart("image", part.tokens, shape=part.codes.shape, file=name))
             markdown.append(f"![]({name})" if name else f"[a picture of {part.tokens} codes]")
+        elif isinstance(part, DecodedGap):
+            parts.append(InspectedPart("missing image", part.tokens))
+            markdown.append("[a picture that is missing]")
         elif isinstance(part, DecodedAudio):
             parts.append(InspectedPart("audio", part.tokens, shape=part.codes.shape))
             markdown.append(f"[a sound of {part.tokens} codes]")

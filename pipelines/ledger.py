@@ -66,6 +66,8 @@ class CommitRecord(BaseModel):
         container_errors: damaged stretches of the container.
         counted_documents, counted_items: the source's census, taken apart from the reading; None where it cannot be known.
         counted_others: by the same census, what is no document, by kind.
+        images_from: pictures that were found in a store of ``--images``, by store, whatever became of them.
+        kept_markers: missing pictures whose markers stand in their place.
         consumed: share of the unit that was read (below 1 only in a trial).
         splits: what the unit adds to each split.
         numeric: fingerprint of the numeric environment it was encoded in.
@@ -88,6 +90,8 @@ class CommitRecord(BaseModel):
     splits: dict[str, SplitCounts]
     numeric: str
     decisions: str | None = None
+    images_from: Counts = Field(default_factory=dict)
+    kept_markers: int = 0
 
 
 @dataclass
@@ -100,6 +104,8 @@ class Tally:
     reasons: Counter[str] = field(default_factory=Counter)
     container_errors: int = 0
     lines: list[str] = field(default_factory=list)
+    images_from: Counter[str] = field(default_factory=Counter)
+    kept_markers: int = 0
 
     def committed(self, documents: int) -> None:
         """So many documents themselves; their items are told apart with :meth:`item`."""
@@ -115,6 +121,8 @@ class Tally:
         modality = modality_of(media)  # type: ignore[arg-type]
         counts = self.items.setdefault(modality, Counter())
         counts[Outcome.COMMITTED if failure is None else failure.outcome] += 1
+        if media.store:
+            self.images_from[media.store] += 1
         if failure is not None:
             self._line("item", document, failure, item=index, modality=modality, ref=media.ref)
 
@@ -124,6 +132,8 @@ class Tally:
         counts[Outcome.COMMITTED] -= 1
         if not counts[Outcome.COMMITTED]:
             del counts[Outcome.COMMITTED]
+        if media.store:
+            self.images_from[media.store] -= 1
         self.item(document, index, media, failure)
 
     def damage(self, damage: ContainerDamage) -> None:

@@ -66,7 +66,7 @@ def make_plan(resolved: ResolvedInputs, directory: Path, *, unit_bytes: int, lim
         UsageError: there is nothing to read.
     """
     sources = {source.name: source for source in resolved.sources}
-    inputs = _inputs(resolved.sources)
+    inputs = _inputs(resolved)
     inputs_path, units_path = directory / INPUTS, directory / "units.jsonl"
     if units_path.exists():
         check_inputs(resolved, directory)
@@ -93,7 +93,9 @@ def make_plan(resolved: ResolvedInputs, directory: Path, *, unit_bytes: int, lim
 
 
 def check_unchanged(source: Source, unit: Unit) -> None:
-    """The unit's file, and those that go with it, are still the ones that were planned; else nothing may be committed.
+    """The unit's file, those that go with it, and what was read of picture stores are still as they were planned.
+
+    Else nothing may be committed.
 
     Raises:
         FingerprintMismatch: they are not.
@@ -108,6 +110,8 @@ def check_unchanged(source: Source, unit: Unit) -> None:
                 f"{planned.path} has changed while it was being read: restore it and run the same command again, "
                 f"or write to another --out"
             )
+    if source.options.stores is not None:
+        source.options.stores.check()
 
 
 def share_out(limit: int, weights: Sequence[int]) -> list[int | None]:
@@ -124,13 +128,18 @@ def share_out(limit: int, weights: Sequence[int]) -> list[int | None]:
     return list(quotas)
 
 
-def _inputs(sources: Sequence[Source]) -> list[dict[str, object]]:
-    """Every file the run depends on, in a fixed order."""
-    return [
+def _inputs(resolved: ResolvedInputs) -> list[dict[str, object]]:
+    """Every file the run depends on, in a fixed order; those of picture stores under ``--images NAME``."""
+    of_sources = [
         {"source": source.name, "format": source.format, **asdict(file)}
-        for source in sources
+        for source in resolved.sources
         for file in [*source.files, *source.watched]
     ]
+    stores = resolved.stores.stores if resolved.stores is not None else ()
+    of_stores = [
+        {"source": f"--images {store.name}", "format": store.kind, **asdict(file)} for store in stores for file in store.files
+    ]
+    return [*of_sources, *of_stores]
 
 
 def check_inputs(resolved: ResolvedInputs, directory: Path) -> None:
@@ -140,7 +149,7 @@ def check_inputs(resolved: ResolvedInputs, directory: Path) -> None:
         FingerprintMismatch: with everything that has changed, is new or gone.
         DataError: the list of them cannot be read.
     """
-    path, now = directory / INPUTS, _inputs(resolved.sources)
+    path, now = directory / INPUTS, _inputs(resolved)
     try:
         then = [json.loads(line) for line in path.read_text().splitlines()]
         before = {(e["source"], e["name"]): {"size": e["size"], "mtime_ns": e["mtime_ns"]} for e in then}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ SEMANTIC_OPTIONS = {
     "pair_order",
     "text_joiner",
     "alt_text",
+    "missing_image",
     "where",
     "metadata",
     "val_fraction",
@@ -69,7 +70,7 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs) -> Setup:
 
         image = load_image_tokenizer(config.image_tokenizer, device="cpu")
     vocabulary = _built(config, text, image) if released is None else _taken(config, released, image)
-    layout = _layout(config, vocabulary, released, text, image)
+    layout = replace(_layout(config, vocabulary, released, text, image), gaps=config.missing_image == "keep-marker")
     tokenizers = {"text": _text_entry(config.text_tokenizer, text)}
     if image is not None and config.image_tokenizer is not None:
         tokenizers["image"] = _image_entry(config.image_tokenizer, image)
@@ -85,6 +86,8 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs) -> Setup:
         "sources": [[source.name, source.format] for source in resolved.sources],
         **options,
     }
+    if resolved.stores is not None:
+        semantic["images"] = [[store.name, store.kind] for store in resolved.stores.stores]
     device = None if image is None and config.device in ("auto", "cpu") else resolve_device(config.device)
     packages = packages_of({source.format for source in resolved.sources})
     numeric = numeric_environment(None if image is None else device, config.batch_size, config.text_engine, packages)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from tokkit.pipelines.ledger import CommitRecord, Ledger
 from tokkit.pipelines.plan import PlannedUnit, share_out
 from tokkit.pipelines.prepare import SEMANTIC_OPTIONS, resolve_device
 from tokkit.pipelines.progress import Progress
+from tokkit.pipelines.stores import index_stores
 from tokkit.pipelines.threads import one_thread
 from tokkit.pipelines.verify_outcomes import Records
 from tokkit.pipelines.verify_read import DocumentReader
@@ -98,7 +100,7 @@ class Reencoder:
         DataError: a tokenizer is not the one that was used, or the recorded options cannot be read.
     """
 
-    def __init__(self, config: VerifyConfig, manifest: Manifest, vocabulary: UnifiedVocabulary) -> None:
+    def __init__(self, config: VerifyConfig, manifest: Manifest, vocabulary: UnifiedVocabulary, progress: Progress) -> None:
         self.config, self.manifest, self.vocabulary = config, manifest, vocabulary
         self._roots = _roots(config, manifest)
         recorded = manifest.numeric.get("batch_size"), manifest.numeric.get("threads")
@@ -107,6 +109,8 @@ class Reencoder:
             device = "cpu"  # as it was
         self._device = resolve_device(device)
         self._options = _options(config, manifest, recorded[0])
+        self._source_options = self._options.source_options
+        self._scratch = self._index(progress)
         self._processor = self._load()
         packages = packages_of({source.format for source in manifest.sources})
         media_device = self._device if "image" in manifest.tokenizers else None
@@ -117,10 +121,24 @@ class Reencoder:
         listed = [line for then in (manifest.numeric, *others) for line in differences(then, now)]
         self._differences = list(dict.fromkeys(listed))
 
+    def _index(self, progress: Progress) -> TemporaryDirectory[str] | None:
+        """The picture stores' index: the run's, or one that is made in a folder which goes with what is returned."""
+        stores = self._source_options.stores
+        if stores is None:
+            return None
+        try:
+            stores.summaries()
+            return None
+        except DataError:
+            scratch = TemporaryDirectory(prefix="tokkit-stores-")
+            stores.folder = Path(scratch.name) / "stores"
+            index_stores(stores, progress)
+            return scratch
+
     def _load(self) -> UnitProcessor:
         from tokkit.pipelines.unit import UnitJob, UnitProcessor
 
-        layout = Layout(self.manifest.layout.image, self.manifest.layout.image_grid)  # type: ignore[arg-type]
+        layout = Layout(self.manifest.layout.image, self.manifest.layout.image_grid, self.manifest.layout.gaps)  # type: ignore[arg-type]
         job = UnitJob(self._options, {}, self.vocabulary, layout, str(self._device), "")
         processor = UnitProcessor(job)
         loaded: dict[str, Any] = {"text": processor.text, "image": processor.image}
@@ -174,7 +192,7 @@ class Reencoder:
 
         try:
             files = [InputFile.of(root / entry.file, root)]
-            source = make_source(entry.format, entry.source, root, files, self._options.source_options)
+            source = make_source(entry.format, entry.source, root, files, self._source_options)
             self._processor.job.sources[entry.source] = source
             unit = Unit(entry.source, entry.file, str(root / entry.file), entry.start, entry.stop, entry.bytes)
 
@@ -232,6 +250,7 @@ def _options(config: VerifyConfig, manifest: Manifest, batch_size: object) -> Sh
         options["batch_size"] = batch_size
     for kind in manifest.tokenizers:
         options[f"{kind}_tokenizer"] = _tokenizer(config, kind)
+    options["images"] = _images(config, manifest)
     try:
         return ShardConfig.model_validate(options)
     except ValidationError as error:
@@ -259,6 +278,19 @@ def _tokenizer(config: VerifyConfig, kind: str) -> Path:
         where = f"at {recorded}, where the run had it" if recorded else "known (there is no run/job.json)"
         raise UsageError(f"the {kind} tokenizer is not {where}; name it with --{kind}-tokenizer")
     return Path(recorded)
+
+
+def _images(config: VerifyConfig, manifest: Manifest) -> list[str]:
+    """The picture stores of the run: as given, else as it recorded them."""
+    if not manifest.stores or config.images:
+        return list(config.images)
+    job = config.directory / "run" / "job.json"
+    entry = read_json(job) if job.exists() else None
+    recorded = entry.get("images") if isinstance(entry, dict) else None
+    if not isinstance(recorded, list) or len(recorded) != len(manifest.stores):
+        names = ", ".join(store.name for store in manifest.stores)
+        raise UsageError(f"the picture stores ({names}) are not known, there is no run/job.json: name them with --images")
+    return [str(typed) for typed in recorded]
 
 
 def _roots(config: VerifyConfig, manifest: Manifest) -> dict[str, Path]:

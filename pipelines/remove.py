@@ -257,6 +257,7 @@ def _write(config: RemoveConfig, before: Manifest, found: _Found, removal: Remov
                 "documents": add_counts(r.documents for r in by_source[source.name]),
                 "items": add_nested(r.items for r in by_source[source.name]),
                 "reasons": add_counts(r.reasons for r in by_source[source.name]),
+                "kept_markers": sum(r.kept_markers for r in by_source[source.name]),
             }
         )
         for source in before.sources

@@ -36,6 +36,7 @@ class Removed:
         tokens: it has.
         kinds: tokens by modality, and those outside of spans as ``marker``.
         items: (modality, hash) of each of its media items, in order.
+        gaps: places of missing pictures.
     """
 
     unit: int
@@ -46,6 +47,7 @@ class Removed:
     tokens: int
     kinds: dict[str, int]
     items: tuple[tuple[str, str], ...]
+    gaps: int
 
 
 def read_names(paths: Sequence[Path], column: str | None = None) -> set[str]:
@@ -157,7 +159,8 @@ def described(table: pa.Table, rows: npt.NDArray[np.int64], split: str) -> list[
         for span in row["spans"]:
             kinds["marker"] -= span["length"]
             kinds[span["modality"]] = kinds.get(span["modality"], 0) + span["length"]
-        items = tuple((span["modality"], span["item_hash"]) for span in row["spans"] if span["modality"] != "text")
+        media = [span for span in row["spans"] if span["modality"] != "text"]
+        items = tuple((span["modality"], span["item_hash"]) for span in media if span["codebooks"])
         names = row["source"], row["locator"], row["id"]
-        found.append(Removed(row["unit"], split, *names, row["tokens"], kinds, items))
+        found.append(Removed(row["unit"], split, *names, row["tokens"], kinds, items, len(media) - len(items)))
     return found

@@ -107,6 +107,7 @@ def _without(record: CommitRecord, removed: Sequence[Removed], rejects: Path) ->
             "items": {modality: _less(counts, {}) for modality, counts in items.items()},
             "reasons": _less(reasons, {}),
             "splits": splits,
+            "kept_markers": record.kept_markers - sum(document.gaps for document in removed),
         }
     )
 

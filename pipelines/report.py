@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tokkit.documents import Outcome
 from tokkit.failpoints import failpoint
-from tokkit.pipelines.decoding import DecodedDocument, DecodedImage, DecodedText, DocumentDecoder
+from tokkit.pipelines.decoding import DecodedDocument, DecodedGap, DecodedImage, DecodedText, DocumentDecoder
 from tokkit.pipelines.progress import Progress
 from tokkit.shards.manifest import Manifest, load_manifest
 from tokkit.shards.spans import SpanTable
@@ -152,6 +152,8 @@ def _shown(document: DecodedDocument) -> _Shown:
             grid = " x ".join(map(str, [*sides, books] if books > 1 else sides))
             image = None if part.pixels is None else data_uri(part.pixels)
             parts.append(_Part(None, image, f"{grid} = {part.tokens:,} codes"))
+        elif isinstance(part, DecodedGap):
+            parts.append(_Part(None, None, "a picture that is missing"))
         else:
             parts.append(_Part(None, None, f"a sound of {part.tokens:,} codes"))
     title = f"{document.row['source']}/{document.row['locator']}"

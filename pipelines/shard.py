@@ -27,6 +27,7 @@ from tokkit.errors import DataError, FingerprintMismatch, ResumableStop, UsageEr
 from tokkit.interleave import ImageLayout, PairOrder
 from tokkit.media.images import ImageLimits
 from tokkit.packing.policy import SplitPolicy
+from tokkit.pipelines.assembly import MissingImage
 from tokkit.pipelines.completion import Run, commit_records, committed, complete, trial
 from tokkit.pipelines.dedup import (
     OF_PICTURES,
@@ -51,6 +52,7 @@ from tokkit.pipelines.prepare import Setup, prepare
 from tokkit.pipelines.progress import Progress
 from tokkit.pipelines.settings import Size
 from tokkit.pipelines.sharing import SharedUnits
+from tokkit.pipelines.stores import index_stores, picture_stores
 from tokkit.pipelines.unit import UnitJob, load_the_same
 from tokkit.shards.manifest import Manifest, load_manifest
 from tokkit.sources.base import AltText, SourceOptions
@@ -77,6 +79,10 @@ class ShardConfig(BaseModel):
         pair_order: order of media and text in pairs; ``random`` is half and half, drawn per document.
         text_joiner: stands between texts that become neighbours because the media item between them was left out.
         alt_text: whether the alternative text of a picture stands in an interleaved document as text, before or after it.
+        images: picture stores that are asked for pictures which do not lie beside the corpus, in order
+            (:mod:`tokkit.sources.stores.kinds`).
+        missing_image: what becomes of an interleaved document with a picture that is not to be had or cannot be read: it goes
+            on without it, it is not committed, or the picture's markers stay in its place with nothing between them.
         where: conditions that documents must satisfy (:mod:`tokkit.conditions`); others are filtered.
         metadata: fields of the source that are kept per document.
         val_fraction: share of documents (by content hash) held out as split ``val``.
@@ -117,6 +123,8 @@ class ShardConfig(BaseModel):
     pair_order: PairOrder = "image-first"
     text_joiner: str = "\n\n"
     alt_text: AltText = "none"
+    images: list[str] = Field(default_factory=list)
+    missing_image: MissingImage = "drop-image"
     where: list[str] = Field(default_factory=list)
     metadata: list[str] = Field(default_factory=list)
     val_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -162,6 +170,13 @@ class ShardConfig(BaseModel):
         parse_conditions(where)
         return where
 
+    @field_validator("missing_image")
+    @classmethod
+    def _needs_pictures(cls, missing: MissingImage, info: ValidationInfo) -> MissingImage:
+        if missing == "keep-marker" and "image_tokenizer" in info.data and info.data["image_tokenizer"] is None:
+            raise ValueError("without --image-tokenizer there are no pictures in the output, and so no markers of missing ones")
+        return missing
+
     @field_validator("encoders")
     @classmethod
     def _for_workers(cls, encoders: str, info: ValidationInfo) -> str:
@@ -199,8 +214,9 @@ class ShardConfig(BaseModel):
 
     @property
     def source_options(self) -> SourceOptions:
-        """What is asked of the sources."""
-        return SourceOptions(alt_text=self.alt_text)
+        """What is asked of the sources; looks the picture stores' files up, as they are now."""
+        stores = picture_stores(self.images, self.out)
+        return SourceOptions(alt_text=self.alt_text, stores=stores)
 
 
 @dataclass(frozen=True)
@@ -316,6 +332,8 @@ def _planned(
             write_atomic(folder / "job.json", pretty_json(_job_entry(config)))
         setup.vocabulary.save(config.out / "vocabulary.json")
         plan = make_plan(resolved, folder, unit_bytes=config.unit_bytes, limit=config.limit, progress=progress)
+        if resolved.stores is not None:
+            index_stores(resolved.stores, progress, strict=config.strict)
         announce_ignored(resolved, progress)
         lines = (json.dumps({"path": entry.path, "why": entry.why}) + "\n" for entry in resolved.ignored)
         write_atomic(folder / "ignored.jsonl", "".join(lines))
@@ -325,7 +343,8 @@ def _planned(
 def _job_entry(config: ShardConfig) -> dict[str, object]:
     """The resolved options, with absolute paths: for people, and so that other commands find the tokenizers."""
     entry = config.model_dump(mode="json", exclude={"shard_index", "shard_count"})
-    entry["inputs"] = [absolute_input(typed) for typed in config.inputs]
+    for key in ("inputs", "images"):
+        entry[key] = [absolute_input(typed) for typed in getattr(config, key)]
     for key in ("vocabulary_from", "text_tokenizer", "image_tokenizer", "out"):
         path = getattr(config, key)
         entry[key] = None if path is None else str(path.resolve())

@@ -278,7 +278,7 @@ class _Attempt:
                     pixels.append((slot, decoded))
             segments.append(slot)
             slots.append(slot)
-        failure = verdict(document, slots)
+        failure = verdict(document, slots, self.config.missing_image)
         for index, slot in enumerate(slots):
             # What was fine in a document that is not committed shares the document's outcome.
             self.tally.item(document, index, slot.media, slot.failure or with_document(failure))
@@ -364,7 +364,7 @@ class _Attempt:
         batch = [self.pending.popleft() for _ in range(ready)]
         self.media -= sum(len(p.slots) for p in batch)
         self.characters -= sum(p.characters for p in batch)
-        parts = [join_texts(p.segments, self.config.text_joiner) for p in batch]
+        parts = [join_texts(p.segments, self.config.text_joiner, self.config.missing_image) for p in batch]
         try:
             self.write(batch, self.sequences(parts))
         except ItemError:  # one of them cannot be encoded: each by itself
@@ -401,6 +401,8 @@ class _Attempt:
         with self.stage("write"):
             kinds = self.writer.write([pending.document for pending in batch], sequences)
         self.tally.committed(len(batch))
+        if self.config.missing_image == "keep-marker":
+            self.tally.kept_markers += sum(slot.missing for pending in batch for slot in pending.slots)
         self.rejected_in_a_row = 0
         self.work.kinds.update(kinds)
 
@@ -419,6 +421,8 @@ class _Attempt:
             splits=self.writer.counts(),
             numeric=self.job.numeric,
             decisions=self.duplicates.digest if self.duplicates is not None else None,
+            images_from=sorted_counts(+self.tally.images_from),
+            kept_markers=self.tally.kept_markers,
         )
 
 

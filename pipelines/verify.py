@@ -58,6 +58,7 @@ class VerifyConfig(BaseModel):
         seed: chooses these.
         text_tokenizer, image_tokenizer: where they are now, if not where the run had them.
         inputs: where sources are now, if not where the run had them: ``NAME=FOLDER``, or ``FOLDER`` where there is one source.
+        images: where picture stores are now, all of them in the run's order, if not where the run had them.
         device: to encode on: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     """
 
@@ -71,6 +72,7 @@ class VerifyConfig(BaseModel):
     text_tokenizer: Path | None = None
     image_tokenizer: Path | None = None
     inputs: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
 
 
@@ -86,7 +88,7 @@ def verify(config: VerifyConfig, progress: Progress) -> VerifyResult:
     if manifest is None:
         return result
     vocabulary = check_vocabulary(config.directory, manifest, result)
-    again = Reencoder(config, manifest, vocabulary) if config.reencode and vocabulary is not None else None
+    again = Reencoder(config, manifest, vocabulary, progress) if config.reencode and vocabulary is not None else None
     damaged = check_files(config.directory, manifest, config.checksums, result, progress)
     check_fingerprints(config.directory, manifest, result)
     expected = sum(n for n in manifest.documents.values() if n > 0)
@@ -124,7 +126,7 @@ def _shards(
     if vocabulary is None:
         result.skipped.append("tokens, spans and document tables: they cannot be read without their vocabulary")
         return False
-    layout = Layout(manifest.layout.image, manifest.layout.image_grid)  # type: ignore[arg-type]
+    layout = Layout(manifest.layout.image, manifest.layout.image_grid, manifest.layout.gaps)  # type: ignore[arg-type]
     fraction = manifest.semantic.get("val_fraction")
     sums, whole = UnitSums(manifest.units), True
     for number, (split, entry) in enumerate(manifest.splits.items()):

@@ -42,6 +42,8 @@ class _Sums:
     counted_documents: int | None = 0
     container_errors: int = 0
     counted_others: Counter[str] = field(default_factory=Counter)
+    images_from: Counter[str] = field(default_factory=Counter)
+    kept_markers: int = 0
 
     def add(self, record: CommitRecord) -> None:
         self.units += 1
@@ -51,6 +53,8 @@ class _Sums:
         self.reasons.update(record.reasons)
         self.counted_items.update(record.counted_items)
         self.counted_others.update(record.counted_others)
+        self.images_from.update(record.images_from)
+        self.kept_markers += record.kept_markers
         known = self.counted_documents is not None and record.counted_documents is not None
         self.counted_documents = (self.counted_documents or 0) + (record.counted_documents or 0) if known else None
         self.container_errors += record.container_errors
@@ -58,10 +62,12 @@ class _Sums:
 
 @dataclass(slots=True)
 class UnitRecord:
-    """What a commit record says that the shards must hold: documents and tokens by split, committed items by modality."""
+    """What a commit record says that the shards must hold: documents and tokens by split, committed items by modality, and
+    places of missing pictures."""
 
     splits: dict[str, tuple[int, int, dict[str, int]]]
     items: dict[str, int]
+    kept_markers: int = 0
 
 
 @dataclass
@@ -120,7 +126,8 @@ def _one(directory: Path, record: CommitRecord, manifest: Manifest, once: Once, 
     unit, where = record.unit, f"commits/{record.unit.index:05d}.json"
     records.places.append(UnitPlace(unit.source, unit.file))
     splits = {name: (s.documents, s.tokens, s.tokens_by_kind) for name, s in record.splits.items()}
-    records.units.append(UnitRecord(splits, {m: counts.get(Outcome.COMMITTED, 0) for m, counts in record.items.items()}))
+    committed_items = {m: counts.get(Outcome.COMMITTED, 0) for m, counts in record.items.items()}
+    records.units.append(UnitRecord(splits, committed_items, record.kept_markers))
     records.numeric.append(record.numeric)
     records.all.add(record)
     records.sources.setdefault(unit.source, _Sums()).add(record)
@@ -210,6 +217,8 @@ def check_sums(manifest: Manifest, records: Records, result: VerifyResult) -> No
             source.counted_documents,
             source.container_errors,
             Counter(source.counted_others),
+            Counter(source.images_from),
+            source.kept_markers,
         )
         _compare(f"source {source.name}", mine, stated, result)
     total = records.all
@@ -222,6 +231,8 @@ def check_sums(manifest: Manifest, records: Records, result: VerifyResult) -> No
         total.counted_documents,
         manifest.container_errors,
         total.counted_others,
+        Counter({store.name: store.found for store in manifest.stores if store.found}),
+        total.kept_markers,
     )
     _compare("all sources", total, stated, result)
     units = Counter(records.numeric)
@@ -301,3 +312,7 @@ def check_units(records: Records, sums: UnitSums, result: VerifyResult) -> None:
             if spans != committed:
                 message = f"{spans} {modality} spans in the shards, its commit record has {committed} committed items"
                 result.problem(Code.OUTCOMES, where, message)
+        gaps = sum(int(counts[index]) for counts in sums.gaps.values())
+        if gaps != unit.kept_markers:
+            message = f"{gaps} places of missing pictures in the shards, its commit record says {unit.kept_markers}"
+            result.problem(Code.OUTCOMES, where, message)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tokkit.errors import VocabularyError
-from tokkit.interleave import ImageCodes, Layout, encode
+from tokkit.interleave import ImageCodes, ImageGap, Layout, encode
 from tokkit.pipelines.findings import Code
 from tokkit.vocabulary import MODALITIES, UnifiedVocabulary
 
@@ -26,6 +26,7 @@ TEXT, IMAGE, AUDIO = (MODALITIES.index(name) for name in ("text", "image", "audi
 UNKNOWN = 255
 SHAPES = 256  # shapes of pictures that are kept in mind
 HASH_DIGITS = 32
+GAP = (0, 0, 0)  # the shape of a missing picture
 
 Bools = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
@@ -191,18 +192,22 @@ class SpanChecker:
             ),
             np.flatnonzero(audio & wrong),
         )
-        yield lambda row: "a media span without an item hash", np.flatnonzero(~text & (spans.hash_digits != HASH_DIGITS))
+        gap = image & (spans.codebooks == 0)
+        yield lambda row: "a media span without an item hash", np.flatnonzero(~text & ~gap & (spans.hash_digits != HASH_DIGITS))
+        yield lambda row: "a missing picture with an item hash", np.flatnonzero(gap & (spans.hash_digits != 0))
 
     def _template(self, codebooks: int, height: int, width: int, at_most: int) -> _Template | None:
         """What a picture of a shape looks like; None where there is none of such a shape, or of at most so many tokens."""
-        if min(codebooks, height, width) < 1 or codebooks * height * width > at_most:
-            return None
         shape = codebooks, height, width
+        gap = self.layout.gaps and shape == GAP
+        if not gap and (min(shape) < 1 or codebooks * height * width > at_most):
+            return None
         if shape not in self._templates:
             if len(self._templates) >= SHAPES:
                 self._templates.pop(next(iter(self._templates)))
             try:
-                ids, _ = encode([ImageCodes(np.zeros(shape, dtype=np.int32))], self.vocabulary, self.layout)
+                part = ImageGap() if gap else ImageCodes(np.zeros(shape, dtype=np.int32))
+                ids, _ = encode([part], self.vocabulary, self.layout)
             except VocabularyError:
                 return None
             owner = self.vocabulary.owners(ids[1:-1])

@@ -21,12 +21,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tokkit.errors import DataError, MalformedSequence, VocabularyError
-from tokkit.interleave import ImageCodes, Layout, Part, TextCodes, decode
+from tokkit.interleave import ImageCodes, ImageGap, Layout, Part, TextCodes, decode
 from tokkit.pipelines.findings import Code, VerifyResult
 from tokkit.pipelines.progress import Task
 from tokkit.pipelines.verify_once import Once
 from tokkit.pipelines.verify_read import Index
-from tokkit.pipelines.verify_spans import HASH_DIGITS, TEXT, SpanChecker, SpanColumns
+from tokkit.pipelines.verify_spans import GAP, HASH_DIGITS, IMAGE, TEXT, SpanChecker, SpanColumns
 from tokkit.shards.manifest import Shard
 from tokkit.shards.native import DOCUMENT_SCHEMA, ROW_GROUP, map_tokens
 from tokkit.vocabulary import MODALITIES, Ids, UnifiedVocabulary
@@ -46,9 +46,10 @@ class UnitPlace:
 
 @dataclass
 class UnitSums:
-    """What the shards hold of each work unit (U of them), by split: 80 bytes a unit and split.
+    """What the shards hold of each work unit (U of them), by split: 88 bytes a unit and split.
 
-    ``documents`` and ``marker`` (tokens outside of spans) are int64 [U]; ``tokens`` and ``spans`` int64 [U, modalities].
+    ``documents``, ``marker`` (tokens outside of spans) and ``gaps`` (places of missing pictures) are int64 [U]; ``tokens`` and
+    ``spans`` (without the gaps) int64 [U, modalities].
     """
 
     units: int
@@ -56,6 +57,7 @@ class UnitSums:
     marker: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     tokens: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
     spans: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
+    gaps: dict[str, npt.NDArray[np.int64]] = field(default_factory=dict)
 
     def add(self, split: str, units: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], spans: SpanColumns) -> None:
         """Count documents of these units."""
@@ -65,6 +67,7 @@ class UnitSums:
                 (self.marker, (self.units,)),
                 (self.tokens, (self.units, len(MODALITIES))),
                 (self.spans, (self.units, len(MODALITIES))),
+                (self.gaps, (self.units,)),
             ):
                 sums[split] = np.zeros(shape, dtype=np.int64)
         np.add.at(self.documents[split], units, 1)
@@ -73,7 +76,9 @@ class UnitSums:
         unit, modality, length = units[spans.document[known]], spans.modality[known], spans.length[known]
         np.add.at(self.marker[split], unit, -length)
         np.add.at(self.tokens[split], (unit, modality), length)
-        np.add.at(self.spans[split], (unit, modality), 1)
+        gap = (modality == IMAGE) & (spans.codebooks[known] == 0)
+        np.add.at(self.spans[split], (unit[~gap], modality[~gap]), 1)
+        np.add.at(self.gaps[split], unit[gap], 1)
 
 
 @dataclass(eq=False)
@@ -303,7 +308,10 @@ class TokensChecker:
 
 def _shapes_of(parts: Sequence[Part]) -> list[tuple[int, ...]]:
     """Codebooks, and of pictures the grid, of the media that tokens decode to."""
-    return [p.codes.shape if isinstance(p, ImageCodes) else p.codes.shape[:1] for p in parts if not isinstance(p, TextCodes)]
+    media = [p for p in parts if not isinstance(p, TextCodes)]
+    return [
+        GAP if isinstance(p, ImageGap) else p.codes.shape if isinstance(p, ImageCodes) else p.codes.shape[:1] for p in media
+    ]
 
 
 def _shapes_in(spans: list[dict[str, Any]]) -> list[tuple[int, ...]]:

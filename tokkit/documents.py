@@ -74,6 +74,7 @@ class Media:
         failure: set exactly where ``data`` is None.
         alt: what the source says of it where it cannot be shown (alternative text); no part of what the document says.
         loss: as in :class:`Text`.
+        store: the picture store of ``--images`` that it was found in, if it was in one.
     """
 
     data: bytes | None
@@ -81,6 +82,7 @@ class Media:
     failure: Failure | None = None
     alt: str = ""
     loss: bool = True
+    store: str = ""
 
     def __post_init__(self) -> None:
         if (self.data is None) == (self.failure is None):

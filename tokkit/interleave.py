@@ -14,6 +14,9 @@ is kept; only for pairs (a picture with its caption) may the order be chosen. Im
 * ``emu3``: ``begin_image, H*W as text, begin_codes, rows each with row_end, frame_end, end_image``, as Emu3 was trained. The
   size is written with the text tokenizer's own digits and asterisk, one id a character (``vocabulary.spelled``).
 
+A picture that is missing may have its place kept (:attr:`Layout.gaps`): ``begin_image, end_image`` with nothing between them,
+in any layout.
+
 Audio spans are frame by frame, all codebooks of a frame in order; pictures of several codebooks likewise, position by position.
 
 :func:`decode` is exact: a sequence that :func:`encode` cannot have made raises :class:`~tokkit.errors.MalformedSequence`, which
@@ -45,10 +48,12 @@ class Layout:
     Attributes:
         image: see the module's docstring.
         image_grid: (height, width) of every picture, where all are alike and not square; only for ``plain``.
+        gaps: the place of a missing picture may be kept, by its markers alone.
     """
 
     image: ImageLayout = "plain"
     image_grid: tuple[int, int] | None = None
+    gaps: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +87,12 @@ class AudioCodes:
     item_hash: str = ""
 
 
-Part = TextCodes | ImageCodes | AudioCodes
+@dataclass(frozen=True, slots=True)
+class ImageGap:
+    """The place of a picture that is missing. A trainer should not learn to predict it."""
+
+
+Part = TextCodes | ImageCodes | AudioCodes | ImageGap
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +102,10 @@ class Span:
     Attributes:
         modality: ``text``, ``image``, ``audio`` or ``video``.
         start, length: tokens, from the document's first; media spans include their markers.
-        codebooks: number of codebooks (0 for text).
-        grid_height, grid_width: of a picture, else 0.
+        codebooks: number of codebooks (0 for text, and for a missing picture of which only the markers stand there).
+        grid_height, grid_width: of a picture that is there, else 0.
         samples, sample_rate: of a sound, else 0.
-        item_hash: SHA-256 (first 32 digits) of the encoded file it was made from; empty for text.
+        item_hash: SHA-256 (first 32 digits) of the encoded file it was made from; empty for text and for a missing picture.
         loss: whether a trainer should learn to predict it.
     """
 
@@ -153,6 +163,11 @@ def encode(parts: Iterable[Part], vocabulary: UnifiedVocabulary, layout: Layout)
             ids = _encode_image(part, vocabulary, layout)
             count, height, width = part.codes.shape
             span = Span("image", position, len(ids), count, height, width, item_hash=part.item_hash, loss=part.loss)
+        elif isinstance(part, ImageGap):
+            if not layout.gaps:
+                raise VocabularyError("a missing picture in a layout that keeps no places of such")
+            ids = np.array([vocabulary.marker("begin_image"), vocabulary.marker("end_image")], dtype=np.int32)
+            span = Span("image", position, 2, loss=False)
         else:
             ids = _encode_audio(part, vocabulary)
             span = Span(
@@ -314,8 +329,11 @@ class _Reader:
             raise self.fail(end, f"{modality} codebook {(end - self.at) % count}")
         return self.vocabulary.codes(self.ids[self.at : end]).reshape(-1, count)
 
-    def image(self) -> ImageCodes:
+    def image(self) -> ImageCodes | ImageGap:
         begin, self.at = self.at, self.at + 1
+        if self.layout.gaps and self.is_marker("end_image"):
+            self.at += 1
+            return ImageGap()
         count = len(self.vocabulary.codebooks("image"))
         grid = self.grid_sizes() if self.layout.image == "grid" else self.layout.image_grid
         if self.layout.image == "rows":

@@ -58,6 +58,8 @@ class SourceTotals(_Model):
 
     ``counted_documents`` and ``counted_items`` were taken apart from the pipeline (None where damage makes it unknowable);
     ``counted_others`` is what is in the files and is no document, by kind (requests and styles of a web archive).
+    ``images_from`` are its pictures that were found in a store, by store; ``kept_markers`` the missing ones whose place is
+    marked.
     """
 
     name: str
@@ -72,6 +74,34 @@ class SourceTotals(_Model):
     counted_documents: int | None
     counted_items: dict[str, int]
     counted_others: dict[str, int] = Field(default_factory=dict)
+    images_from: Counts = Field(default_factory=dict)
+    kept_markers: int = 0
+
+
+class DamageEntry(_Model):
+    """A stretch of a file that could not be read."""
+
+    file: str
+    start: int
+    stop: int
+    reason: str
+    message: str
+
+
+class StoreTotals(_Model):
+    """A picture store: its files, what its index knows of them, and how many pictures of documents were found in it.
+
+    ``entries`` may be had, ``failed`` were never downloaded (img2dataset says why of each); a folder is not indexed.
+    """
+
+    name: str
+    kind: str
+    files: int
+    bytes: int
+    entries: int
+    failed: int
+    found: int
+    damage: list[DamageEntry]
 
 
 class TokenizerEntry(_Model):
@@ -90,6 +120,7 @@ class LayoutEntry(_Model):
 
     image: str
     image_grid: tuple[int, int] | None
+    gaps: bool = False
 
 
 class EnvironmentEntry(_Model):
@@ -164,6 +195,7 @@ class Manifest(_Model):
         numeric: fingerprint of the numeric environment that began the run, and its components.
         mixed: where others took part (``--allow-mixed``), all of them; each unit's commit record names its own.
         trial: where the run was one of ``--limit N``, how much of the input it saw; such a directory is a sample.
+        stores: the picture stores of ``--images``.
         ignored: files of the input folders that belong to no source, counted by why (each is in ``run/ignored.jsonl``).
         vocabulary_origin: ``built``, or the released model whose ids these are.
         commits, rejects: SHA-256 over the names and checksums of those folders' files.
@@ -188,6 +220,7 @@ class Manifest(_Model):
     tokenizers: dict[str, TokenizerEntry]
     trial: dict[str, object] | None
     sources: list[SourceTotals]
+    stores: list[StoreTotals] = Field(default_factory=list)
     ignored: Counts
     units: int
     documents: Counts

@@ -22,9 +22,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tokkit.documents import Document
+
+if TYPE_CHECKING:
+    from tokkit.sources.stores.lookup import PictureStores
 
 Alive = Callable[[], None]
 
@@ -42,9 +45,11 @@ class SourceOptions:
 
     Attributes:
         alt_text: whether the alternative text of a picture in an interleaved document stands there as text, before or after it.
+        stores: asked for pictures that do not lie beside the corpus, where a run has any.
     """
 
     alt_text: AltText = "none"
+    stores: PictureStores | None = None
 
 
 @dataclass(frozen=True, slots=True)

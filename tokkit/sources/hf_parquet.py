@@ -22,6 +22,7 @@ from tokkit.errors import ItemError
 from tokkit.sources.base import Alive, Unit
 from tokkit.sources.media_files import FilesBelow
 from tokkit.sources.parquet import ParquetSource, RowReader, has_binary
+from tokkit.sources.stores.lookup import instead
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, metadata_of, printable
 
 TEXT_COLUMNS = ("caption", "text", "sentence", "transcription", "transcript", "captions")
@@ -94,6 +95,7 @@ class _PairRows(RowReader):
         self.columns = [name for name in schema.names if name in media or name in self._others]
         self._folder = source.root
         self._files = FilesBelow(source.root)
+        self._stores = source.options.stores
 
     def document(self, unit: Unit, locator: str, row: Mapping[str, object]) -> Document:
         media = [item for name, modality in self._media.items() if (item := self._item(unit, row[name], name, modality))]
@@ -118,8 +120,11 @@ class _PairRows(RowReader):
             return make(data, name)
         if not isinstance(path, str) or not path:
             return make(None, name, Failure(Outcome.FAILED_UPSTREAM, "not-downloaded", "neither bytes nor a path"))
-        found = self._files.read(Path(unit.path).parent, path, modality)
-        return make(None, name, found) if isinstance(found, Failure) else make(found, name)
+        found, store = self._files.read(Path(unit.path).parent, path, modality), ""
+        if modality == "image":
+            urls = (path,) if path.startswith(("http://", "https://")) else ()
+            found, store = instead(self._stores, found, urls=urls, name="" if urls else path)
+        return make(None, name, found) if isinstance(found, Failure) else make(found, name, store=store)
 
     def count_items(self, parquet: pq.ParquetFile, group: int, alive: Alive) -> dict[str, int] | None:
         """Media values that are not null; None where some row's text cannot be read, for then the row is no document."""

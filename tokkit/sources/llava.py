@@ -29,6 +29,7 @@ from tokkit.sources.base import Alive, Census, ContainerDamage, InputFile, Unit,
 from tokkit.sources.json_list import ListDamage, count_elements, elements
 from tokkit.sources.line_source import LineDocument, LineSource, fields_of
 from tokkit.sources.media_files import FilesBelow
+from tokkit.sources.stores.lookup import PictureStores, instead
 from tokkit.sources.untrusted import failed_document, metadata_of, printable
 
 ROLES = {"system": "System", "human": "User", "user": "User", "gpt": "Assistant", "assistant": "Assistant"}
@@ -45,7 +46,7 @@ class LlavaSource(LineSource):
 
     def line_reader(self, *, media: bool) -> LineDocument:
         """An entry as a conversation."""
-        return _Entries(FilesBelow(self.root), self.root, media=media).document
+        return _Entries(FilesBelow(self.root), self.root, self.options.stores, media=media).document
 
     def file_units(self, file: InputFile, unit_bytes: int) -> Iterator[Unit]:
         """Ranges of lines; a JSON list is one unit."""
@@ -99,8 +100,8 @@ class _ListReader(UnitReader):
 
 
 class _Entries:
-    def __init__(self, files: FilesBelow, root: Path, *, media: bool) -> None:
-        self._files, self._root, self._media = files, root, media
+    def __init__(self, files: FilesBelow, root: Path, stores: PictureStores | None, *, media: bool) -> None:
+        self._files, self._root, self._stores, self._media = files, root, stores, media
 
     def document(self, unit: Unit, offset: int, entry: bytes | None) -> Document:
         """The conversation that an entry is, or the failure that stands for it."""
@@ -151,7 +152,11 @@ class _Entries:
             found = self._files.read(place, name, "image")
             if not isinstance(found, Failure) or found.reason != "image-not-found":
                 break
-        return Image(None, ref, found, loss=learn) if isinstance(found, Failure) else Image(found, ref, loss=learn)
+        urls = (name,) if name.startswith(("http://", "https://")) else ()
+        found, store = instead(self._stores, found, urls=urls, name="" if urls else name)
+        if isinstance(found, Failure):
+            return Image(None, ref, found, loss=learn)
+        return Image(found, ref, loss=learn, store=store)
 
 
 def _pictures(fields: Mapping[str, object]) -> list[str]:

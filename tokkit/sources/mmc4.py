@@ -21,6 +21,7 @@ from tokkit.errors import ItemError
 from tokkit.sources.base import Unit
 from tokkit.sources.line_source import LineDocument, LineSource, fields_of
 from tokkit.sources.media_files import FilesBelow
+from tokkit.sources.stores.lookup import PictureStores, instead
 from tokkit.sources.untrusted import failed_document, metadata_of, printable
 
 FIELDS = ("text_list", "image_info")
@@ -36,14 +37,14 @@ class Mmc4Source(LineSource):
 
     def line_reader(self, *, media: bool) -> LineDocument:
         """A line as an interleaved document."""
-        return _Lines(FilesBelow(self.root) if media else None).document
+        return _Lines(FilesBelow(self.root) if media else None, self.options.stores).document
 
 
 class _Lines:
     """Makes documents of lines; without ``files`` the pictures are empty, and only their number and places are told."""
 
-    def __init__(self, files: FilesBelow | None) -> None:
-        self._files = files
+    def __init__(self, files: FilesBelow | None, stores: PictureStores | None = None) -> None:
+        self._files, self._stores = files, stores
 
     def document(self, unit: Unit, offset: int, line: bytes | None) -> Document:
         """The document that a line is, or the failure that stands for it."""
@@ -80,10 +81,15 @@ class _Lines:
                 return Image(base64.b64decode(inline, validate=True), ref)
             except (binascii.Error, ValueError) as error:
                 return Image(None, ref, Failure(Outcome.REJECTED, "image-base64-invalid", str(error)))
+        url = picture.get("raw_url")
+        urls = (url,) if isinstance(url, str) and url else ()
+        found: bytes | Failure = Failure(Outcome.FAILED_UPSTREAM, "not-downloaded", "no image_base64, no image_name")
         if not isinstance(name, str) or not name:
-            return Image(None, ref, Failure(Outcome.FAILED_UPSTREAM, "not-downloaded", "no image_base64, no image_name"))
-        found = self._files.read(Path(unit.path).parent / PICTURE_FOLDER, name, "image")
-        return Image(None, ref, found) if isinstance(found, Failure) else Image(found, ref)
+            name = ""
+        else:
+            found = self._files.read(Path(unit.path).parent / PICTURE_FOLDER, name, "image")
+        found, store = instead(self._stores, found, urls=urls, name=name)
+        return Image(None, ref, found) if isinstance(found, Failure) else Image(found, ref, store=store)
 
 
 def _joined(sentences: list[str]) -> list[Text]:

@@ -24,6 +24,7 @@ from tokkit.sources.alttext import with_alt_text
 from tokkit.sources.base import Alive, ContainerDamage, InputFile, Unit
 from tokkit.sources.media_files import FilesBelow, UrlStore, companions_of, prefix_of
 from tokkit.sources.parquet import ParquetSource, RowReader
+from tokkit.sources.stores.lookup import Found, instead
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, metadata_of, parse_json, printable
 
 _COLUMNS = ("images", "texts", "metadata", "general_metadata")
@@ -109,8 +110,15 @@ class _ObelicsRows(RowReader):
                 return Image(None, name, Failure(Outcome.FAILED_UPSTREAM, "not-downloaded", "neither bytes nor a path"))
         if not isinstance(reference, str):
             raise ItemError("image-not-understood", f"place {place} of images is a {type(reference).__name__}")
-        found, name = self._fetch(unit, reference), printable(reference[:_MAX_NAME])
-        return Image(None, name, found) if isinstance(found, Failure) else Image(found, name)
+        (found, store), name = self._found(unit, reference), printable(reference[:_MAX_NAME])
+        return Image(None, name, found) if isinstance(found, Failure) else Image(found, name, store=store)
+
+    def _found(self, unit: Unit, reference: str) -> Found:
+        """What lies beside the parquet, else what the run's picture stores have."""
+        found, stores = self._fetch(unit, reference), self._source.options.stores
+        if _URL.match(reference) is None:
+            return instead(stores, found, name=reference)
+        return instead(stores, found, urls=(reference,))
 
     def _fetch(self, unit: Unit, reference: str) -> bytes | Failure:
         if _URL.match(reference) is None:

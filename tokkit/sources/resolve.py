@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from tokkit.errors import ConfigError
@@ -22,6 +23,9 @@ from tokkit.sources.base import InputFile, Source, SourceOptions
 from tokkit.sources.image_folder import folders_of
 from tokkit.sources.recognise import Recognition, is_sidecar, recognise
 from tokkit.sources.samples import is_picture_name
+
+if TYPE_CHECKING:
+    from tokkit.sources.stores.lookup import PictureStores
 
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)=(.+)", re.DOTALL)
 _FORMAT = re.compile(r"([A-Za-z][A-Za-z0-9_-]*):(?!//)(.+)", re.DOTALL)
@@ -45,10 +49,11 @@ class IgnoredFile:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedInputs:
-    """Sources in input order, and the files that belong to none."""
+    """Sources in input order, the files that belong to none, and the picture stores that the sources ask."""
 
     sources: list[Source]
     ignored: list[IgnoredFile] = field(default_factory=list)
+    stores: PictureStores | None = None
 
 
 class _ProblemError(Exception):
@@ -106,7 +111,8 @@ def resolve_inputs(inputs: Sequence[str], options: SourceOptions | None = None) 
     sources = _name_sources(found, problems, options)
     if problems:
         raise ConfigError("input", problems)
-    return ResolvedInputs(sources, [ignored for one in found for ignored in one.ignored])
+    ignored = [file for one in found for file in one.ignored]
+    return ResolvedInputs(sources, ignored, None if options is None else options.stores)
 
 
 def _gathered(parsed: Sequence[_Input], problems: list[str]) -> list[_Input]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 from tokkit.documents import Document, Failure, Image, Outcome, Segment, Text
 from tokkit.errors import ItemError
 from tokkit.sources.alttext import with_alt_text
-from tokkit.sources.base import AltText
+from tokkit.sources.base import SourceOptions
 from tokkit.sources.html.charset import decode_page
 from tokkit.sources.html.pictures import MAX_URL, Picture
 from tokkit.sources.html.walk import read_page
+from tokkit.sources.stores.lookup import Found, instead
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, decode_text, printable
 from tokkit.sources.warc.http import HttpHead, parse_http, payload_of
 from tokkit.sources.warc.kinds import Kind, essence, is_http, kind_of
@@ -57,9 +58,9 @@ def kind_of_record(record: Record) -> Kind:
 class PageReader:
     """Makes documents of the records of one archive."""
 
-    def __init__(self, source: str, file: str, path: str, alt_text: AltText = "none") -> None:
+    def __init__(self, source: str, file: str, path: str, options: SourceOptions) -> None:
         self._source, self._file = source, file
-        self._alt_text = alt_text
+        self._alt_text, self._stores = options.alt_text, options.stores
         self._store = PictureStore(path, file)
 
     def close(self) -> None:
@@ -111,31 +112,34 @@ class PageReader:
 
     def _segments(self, parts: tuple[str | Picture, ...]) -> list[Segment]:
         found: list[Segment] = []
-        known: dict[tuple[str, ...], bytes | Failure] = {}
+        known: dict[tuple[str, ...], Found] = {}
         left = MAX_PICTURE_BYTES
         for part in parts:
             if isinstance(part, str):
                 found.append(Text(part))
                 continue
             new = part.urls not in known
-            data = self._picture(part, known)
+            data, store = self._picture(part, known)
             if isinstance(data, bytes) and new:
                 if len(data) > left:
                     message = f"the pictures of the page come to more than {MAX_PICTURE_BYTES} bytes"
-                    data = known[part.urls] = Failure(Outcome.REJECTED, "image-too-large", message)
+                    data = Failure(Outcome.REJECTED, "image-too-large", message)
+                    known[part.urls] = data, ""
                 else:
                     left -= len(data)
             name, alt = part.shown[:MAX_URL], printable(part.alt)
-            found.append(Image(None, name, data, alt) if isinstance(data, Failure) else Image(data, name, None, alt))
+            found.append(
+                Image(None, name, data, alt) if isinstance(data, Failure) else Image(data, name, None, alt, store=store)
+            )
         return found
 
-    def _picture(self, picture: Picture, known: dict[tuple[str, ...], bytes | Failure]) -> bytes | Failure:
+    def _picture(self, picture: Picture, known: dict[tuple[str, ...], Found]) -> Found:
         if picture.data is not None:
-            return picture.data
+            return picture.data, ""
         if not picture.urls:
-            return Failure(Outcome.REJECTED, "image-url-invalid", "what the page names is no URL")
+            return Failure(Outcome.REJECTED, "image-url-invalid", "what the page names is no URL"), ""
         if picture.urls not in known:
-            known[picture.urls] = self._store.read(picture.urls)
+            known[picture.urls] = instead(self._stores, self._store.read(picture.urls), urls=picture.urls)
         return known[picture.urls]
 
 

@@ -36,7 +36,7 @@ from tokkit.sources.warc.layout import Layout, layout_of
 from tokkit.sources.warc.members import candidates, read_member
 from tokkit.sources.warc.records import MAX_HEADER, Header, HeaderError, parse_header
 from tokkit.sources.warc.views import FileView, GzipView
-from tokkit.sources.warc.walk import Place, Record, records_of_member, walk_stream, walk_view
+from tokkit.sources.warc.walk import Broken, Place, Record, records_of_member, walk_stream, walk_view
 
 MAX_HOPS = 5
 MAX_CAPTURES = 8
@@ -87,19 +87,60 @@ def picture_index(path: str, name: str) -> PictureIndex:
 @lru_cache(maxsize=4)
 def _picture_index(path: str, name: str, size: int, mtime_ns: int) -> PictureIndex:
     keys, starts, inners = array("Q"), array("q"), array("q")
-    with Path(path).open("rb") as file:
-        for place, header, head in _answers(file, size, layout_of(file, size)):
-            for key in _keys(header, head):
-                keys.append(_hash(key))
-                starts.append(place.start)
-                inners.append(place.inner)
+    for found in picture_keys(path):
+        if isinstance(found, tuple):
+            key, place = found
+            keys.append(_hash(key))
+            starts.append(place.start)
+            inners.append(place.inner)
     hashes = np.frombuffer(keys, np.uint64) if keys else np.empty(0, np.uint64)
     order = np.argsort(hashes, kind="stable")
     placed = [np.frombuffer(column, np.int64)[order] if column else np.empty(0, np.int64) for column in (starts, inners)]
     return PictureIndex(hashes[order], *placed)
 
 
-def _answers(file: BinaryIO, size: int, layout: Layout) -> Iterator[tuple[Place, Header, HttpHead | None]]:
+def picture_keys(path: str) -> Iterator[tuple[str, Place] | Broken]:
+    """What the records of an archive are found by, each with its place, in the order of the file; and what is broken.
+
+    Of a file of gzip members only the members' beginnings are read, so that what is broken in one is not told here.
+    """
+    with Path(path).open("rb") as file:
+        size = Path(path).stat().st_size
+        for found in _answers(file, size, layout_of(file, size)):
+            if isinstance(found, Broken):
+                yield found
+            else:
+                place, header, head = found
+                yield from ((key, place) for key in _keys(header, head))
+
+
+def last_damage(path: str) -> Broken | None:
+    """How a file of gzip members is cut off, if it is; other files are walked as a whole anyway."""
+    with Path(path).open("rb") as file:
+        size = Path(path).stat().st_size
+        if layout_of(file, size) != Layout.MEMBERS:
+            return None
+        back, start = 1 << 20, None
+        while start is None:
+            for place, _ in candidates(file, max(0, size - back), size):
+                start = place  # of the last member
+            if back >= size:
+                break
+            back *= 16
+        if start is None:
+            return None
+        while start < size:
+            member = read_member(file, start, 0)
+            if member.damage is not None:
+                reason, message = member.damage
+                file.seek(start)
+                padding = reason == "gzip-trailing-garbage" and not any(file.read(1 << 20))
+                return None if padding else Broken(start, size, reason, message)
+            start = member.stop
+    return None
+
+
+def _answers(file: BinaryIO, size: int, layout: Layout) -> Iterator[tuple[Place, Header, HttpHead | None] | Broken]:
     """Header and HTTP header of every record, as far as these can be read."""
     if layout == Layout.MEMBERS:
         for start, opening in candidates(file, 0, size):
@@ -115,8 +156,7 @@ def _answers(file: BinaryIO, size: int, layout: Layout) -> Iterator[tuple[Place,
         else walk_stream(file, size, 0, GzipView(file, 0, size))
     )
     for record in found:
-        if isinstance(record, Record):
-            yield record.place, record.header, parse_http(record.opening)
+        yield (record.place, record.header, parse_http(record.opening)) if isinstance(record, Record) else record
 
 
 def _keys(header: Header, head: HttpHead | None) -> Iterator[str]:
@@ -142,11 +182,11 @@ def _hash(key: str) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
-class PictureStore:
-    """Reads the pictures of one archive; holds it open until it is closed."""
+class ArchiveFile:
+    """Reads records of one archive by their places; holds it open until it is closed."""
 
-    def __init__(self, path: str, name: str) -> None:
-        self._path, self._name = path, name
+    def __init__(self, path: str) -> None:
+        self._path = path
         self._file: BinaryIO | None = None
         self._size = 0
         self._layout = Layout.PLAIN
@@ -158,69 +198,8 @@ class PictureStore:
             self._file.close()
             self._file = None
 
-    def read(self, urls: tuple[str, ...]) -> bytes | Failure:
-        """The picture at the first of ``urls`` that the archive has, or the failure that says why there is none.
-
-        Raises:
-            OSError: for the surroundings.
-        """
-        first: Failure | None = None
-        for url in (*urls, *map(_other_scheme, urls)):
-            found = self._at(url, set())
-            if isinstance(found, bytes):
-                return found
-            first = first or found
-        return first or Failure(Outcome.FAILED_UPSTREAM, "not-downloaded", f"not among the records of {self._name}")
-
-    def _at(self, url: str, seen: set[str]) -> bytes | Failure | None:
-        """The picture at a URL, redirections and revisits followed; None where the archive does not know the URL."""
-        wanted = same_url(url)
-        if wanted in seen or len(seen) > MAX_HOPS:
-            return _missing("redirections that lead nowhere")
-        seen.add(wanted)
-        failure: Failure | None = None
-        for record in self._records(f"url:{wanted}"):
-            if same_url(record.header.url) != wanted:
-                continue  # another URL with the same hash
-            head = parse_http(record.opening)
-            if record.header.type == "revisit":
-                found: bytes | Failure | None = self._revisited(record)
-            elif head is not None and head.status in _REDIRECTS:
-                target = absolute(head.fields.get("location", ""), record.header.url)
-                found = self._at(target, seen) if target else None
-                found = found or _missing(f"redirected to {target or 'nowhere'}, which is not in {self._name}")
-            else:
-                found = _payload(record, head)
-            if isinstance(found, bytes):
-                return found
-            failure = failure or found
-        return failure
-
-    def _revisited(self, revisit: Record) -> bytes | Failure:
-        """The payload that a revisit says has not changed."""
-        fields = revisit.header.fields
-        url = same_url(fields.get("warc-refers-to-target-uri", revisit.header.url).strip("<>"))
-        date, digest = fields.get("warc-refers-to-date"), fields.get("warc-payload-digest", "").lower()
-        for record in self._records(f"url:{url}"):
-            theirs = record.header.fields
-            same = digest and theirs.get("warc-payload-digest", "").lower() == digest
-            if same_url(record.header.url) == url and (same or (date and theirs.get("warc-date") == date)):
-                head = parse_http(record.opening)
-                if _may_be_picture(record.header, head):
-                    return _payload(record, head)
-        for record in self._records(f"digest:{digest}") if digest else ():
-            if record.header.fields.get("warc-payload-digest", "").lower() == digest:
-                return _payload(record, parse_http(record.opening))
-        return _missing(f"a revisit of a capture that is not in {self._name}")
-
-    def _records(self, key: str) -> Iterator[Record]:
-        """The records under a key, in the order of the file; damaged ones are left out."""
-        for place in picture_index(self._path, self._name).places(key):
-            record = self._record(place)
-            if record is not None:
-                yield record
-
-    def _record(self, place: Place) -> Record | None:
+    def record(self, place: Place) -> Record | None:
+        """The record at a place, or None where it is damaged."""
         if self._file is None:
             self._file = Path(self._path).open("rb")  # noqa: SIM115 - closed by close()
             self._size = Path(self._path).stat().st_size
@@ -241,7 +220,81 @@ class PictureStore:
         return found_there if isinstance(found_there, Record) else None
 
 
-def _other_scheme(url: str) -> str:
+class PictureStore:
+    """Reads the pictures of one archive; holds it open until it is closed."""
+
+    def __init__(self, path: str, name: str) -> None:
+        self._path, self._name = path, name
+        self._archive = ArchiveFile(path)
+
+    def close(self) -> None:
+        """Close the archive."""
+        self._archive.close()
+
+    def read(self, urls: tuple[str, ...]) -> bytes | Failure:
+        """The picture at the first of ``urls`` that the archive has, or the failure that says why there is none.
+
+        Raises:
+            OSError: for the surroundings.
+        """
+        first: Failure | None = None
+        for url in (*urls, *map(other_scheme, urls)):
+            found = self.at(url, set())
+            if isinstance(found, bytes):
+                return found
+            first = first or found
+        return first or Failure(Outcome.FAILED_UPSTREAM, "not-downloaded", f"not among the records of {self._name}")
+
+    def at(self, url: str, seen: set[str]) -> bytes | Failure | None:
+        """The picture at a URL, redirections and revisits followed; None where the archive does not know the URL."""
+        wanted = same_url(url)
+        if wanted in seen or len(seen) > MAX_HOPS:
+            return _missing("redirections that lead nowhere")
+        seen.add(wanted)
+        failure: Failure | None = None
+        for record in self.records(f"url:{wanted}"):
+            if same_url(record.header.url) != wanted:
+                continue  # another URL with the same hash
+            head = parse_http(record.opening)
+            if record.header.type == "revisit":
+                found: bytes | Failure | None = self._revisited(record)
+            elif head is not None and head.status in _REDIRECTS:
+                target = absolute(head.fields.get("location", ""), record.header.url)
+                found = self.at(target, seen) if target else None
+                found = found or _missing(f"redirected to {target or 'nowhere'}, which is not in {self._name}")
+            else:
+                found = _payload(record, head)
+            if isinstance(found, bytes):
+                return found
+            failure = failure or found
+        return failure
+
+    def _revisited(self, revisit: Record) -> bytes | Failure:
+        """The payload that a revisit says has not changed."""
+        fields = revisit.header.fields
+        url = same_url(fields.get("warc-refers-to-target-uri", revisit.header.url).strip("<>"))
+        date, digest = fields.get("warc-refers-to-date"), fields.get("warc-payload-digest", "").lower()
+        for record in self.records(f"url:{url}"):
+            theirs = record.header.fields
+            same = digest and theirs.get("warc-payload-digest", "").lower() == digest
+            if same_url(record.header.url) == url and (same or (date and theirs.get("warc-date") == date)):
+                head = parse_http(record.opening)
+                if _may_be_picture(record.header, head):
+                    return _payload(record, head)
+        for record in self.records(f"digest:{digest}") if digest else ():
+            if record.header.fields.get("warc-payload-digest", "").lower() == digest:
+                return _payload(record, parse_http(record.opening))
+        return _missing(f"a revisit of a capture that is not in {self._name}")
+
+    def records(self, key: str) -> Iterator[Record]:
+        """The records under a key, in the order of the file; damaged ones are left out."""
+        for place in picture_index(self._path, self._name).places(key):
+            record = self._archive.record(place)
+            if record is not None:
+                yield record
+
+
+def other_scheme(url: str) -> str:
     """``https`` for ``http``, which crawlers that are browsers ask for where pages say the latter, and the other way round."""
     scheme, colon, rest = same_url(url).partition(":")
     return {"http": "https", "https": "http"}.get(scheme, scheme) + colon + rest

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from tokkit.documents import Document
-from tokkit.sources.base import Alive, AltText, Census, ContainerDamage, InputFile, Source, Unit, UnitReader, silent
+from tokkit.sources.base import Alive, Census, ContainerDamage, InputFile, Source, SourceOptions, Unit, UnitReader, silent
 from tokkit.sources.html.dom import require_parser
 from tokkit.sources.untrusted import printable
 from tokkit.sources.warc.census import count
@@ -53,7 +53,7 @@ class WarcSource(Source):
 
     def read(self, unit: Unit) -> UnitReader:
         """A document a page, in the order of the file."""
-        return _ArchiveReader(unit, self.kinds, self.options.alt_text)
+        return _ArchiveReader(unit, self.kinds, self.options)
 
     def census(self, unit: Unit, alive: Alive = silent) -> Census:
         """Count the records by their headers, as another reader finds them."""
@@ -80,12 +80,12 @@ def _cuts(file: BinaryIO, size: int, unit_bytes: int) -> list[int]:
 
 
 class _ArchiveReader(UnitReader):
-    def __init__(self, unit: Unit, kinds: frozenset[Kind], alt_text: AltText) -> None:
-        self._unit, self._kinds, self._alt_text = unit, kinds, alt_text
+    def __init__(self, unit: Unit, kinds: frozenset[Kind], options: SourceOptions) -> None:
+        self._unit, self._kinds, self._options = unit, kinds, options
 
     def __iter__(self) -> Iterator[Document | ContainerDamage]:
         unit = self._unit
-        pages = PageReader(unit.source, unit.file, unit.path, self._alt_text)
+        pages = PageReader(unit.source, unit.file, unit.path, self._options)
         try:
             with Path(unit.path).open("rb") as file:
                 for found in self._walk(file):
