@@ -58,6 +58,8 @@ def test_what_img2dataset_wrote_is_found_by_url(tmp_path: Path, form: str) -> No
         assert by_url(stores, url) == (told if data is None else data)
     assert by_url(stores, "HTTPS://EXAMPLE.org:443/a/0.jpg#x") == picture(0)
     assert by_url(stores, "http://example.org/a/0.jpg") == picture(0)  # the other scheme
+    assert by_url(stores, "//example.org/a/0.jpg") == picture(0)
+    assert by_url(stores, "data:image/png;base64,AAAA") == by_url(stores, "file:///a/0.jpg") == "not-in-store"
     assert by_url(stores, "https://example.org/a/9.jpg") == "not-in-store"
     assert by_name(stores, "a/0.jpg") == "not-in-store"
     if form == "tar":
@@ -267,6 +269,16 @@ def test_a_picture_of_a_folder_that_is_newer_than_all(tmp_path: Path) -> None:
     os.utime(tmp_path / "f" / "a.jpg", (2e9, 2e9))
     with pytest.raises(FingerprintMismatch, match=r"a\.jpg"):
         by_name(stores, "a.jpg")
+
+
+def test_output_in_a_folder_is_no_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    (before,) = resolve_stores([str(tmp_path)])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.json").write_text('{"format": "tokkit-config"}')
+    (tmp_path / "out" / "b.tar").write_bytes(b"x" * 5000)
+    (after,) = resolve_stores([str(tmp_path)])
+    assert (after.kind, after.bytes) == (before.kind, before.bytes) == ("folder", len(JPEG))
 
 
 def test_an_index_is_made_once_and_again_for_other_files(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from typing import Literal, get_args
 
 from tokkit.errors import ConfigError
 from tokkit.sources.base import InputFile
+from tokkit.sources.resolve import is_output
 from tokkit.sources.samples import is_picture_name
 
 StoreKind = Literal["folder", "tar", "img2dataset", "warc"]
@@ -127,7 +128,7 @@ def _listed(text: str) -> tuple[Path, list[Path]]:
 
 def _below(folder: Path) -> Iterator[Path]:
     for here, folders, names in os.walk(folder, onerror=_raise):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not is_output(Path(here, name)))
         yield from (Path(here, name) for name in sorted(names) if not name.startswith("."))
 
 
@@ -193,8 +194,9 @@ def _files(root: Path, paths: Sequence[Path], kind: str) -> Iterator[InputFile]:
         list(paths) if kind == "warc" and len(paths) == 1 else []
     )
     if kind == "img2dataset":  # a tar that is named by itself brings its table
+        known = set(wanted)
         beside = [path.with_suffix(".parquet") for path in wanted if path.suffix.lower() == ".tar"]
-        wanted += [path for path in beside if path not in wanted and path.is_file() and _is_download_table(path)]
+        wanted += [path for path in beside if path not in known and path.is_file() and _is_download_table(path)]
     if not wanted:
         raise _ProblemError(f"there are no files {' or '.join(suffixes)}, of which a store of the kind {kind} is made")
     found = [InputFile.of(path, root) for path in wanted]
@@ -202,7 +204,7 @@ def _files(root: Path, paths: Sequence[Path], kind: str) -> Iterator[InputFile]:
 
 
 def _whole(root: Path) -> InputFile:
-    """A folder as one file: the bytes of all that is in it, and the newest time."""
+    """A folder as one file: the bytes of all that is in it, and the newest time; output that lies in it is none of it."""
     if not root.is_dir():
         raise _ProblemError("not a folder")
     size = newest = 0
@@ -213,7 +215,7 @@ def _whole(root: Path) -> InputFile:
         with os.scandir(here) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
+                    waiting += [entry.path] * (not is_output(Path(entry.path)))
                 else:
                     stat = entry.stat(follow_symlinks=False)
                     size, newest = size + stat.st_size, max(newest, stat.st_mtime_ns)

@@ -7,6 +7,7 @@ first failure tells why.
 
 from __future__ import annotations
 
+import re
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ from tokkit.sources.warc.pictures import other_scheme
 
 NOT_IN_STORE = "not-in-store"
 ABSENT = ("not-downloaded", "image-not-found")  # reasons that only say that a picture is not there
+
+_WEB = re.compile(r"(?:https?:)?//", re.IGNORECASE)
 
 Found = tuple[bytes | Failure, str]
 Tick = Callable[[int], None]
@@ -95,6 +98,7 @@ class PictureStores:
             return found, ""
         opened = self._open()
         failure: Failure | None = None
+        urls = tuple(f"https:{url}" if url.startswith("//") else url for url in urls if _WEB.match(url))
         references = [(url, "") for url in (*urls, *map(other_scheme, urls))] + [("", name)] * bool(name)
         for url, path in references:
             picture = opened.picture(url, path)
