@@ -199,7 +199,7 @@ class SpanChecker:
     def _template(self, codebooks: int, height: int, width: int, at_most: int) -> _Template | None:
         """What a picture of a shape looks like; None where there is none of such a shape, or of at most so many tokens."""
         shape = codebooks, height, width
-        gap = self.layout.gaps and shape == GAP
+        gap = shape == GAP  # which encode() refuses where the layout has none
         if not gap and (min(shape) < 1 or codebooks * height * width > at_most):
             return None
         if shape not in self._templates:

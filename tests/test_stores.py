@@ -142,6 +142,14 @@ def test_of_one_key_the_first_that_worked_in_the_order_of_files(tmp_path: Path) 
     assert by_url(opened(tmp_path / "i", folder), url) == picture(3)
 
 
+def test_a_success_behind_more_failures_than_are_looked_at(tmp_path: Path) -> None:
+    url = URL.format(0)
+    rows = {"url": [url] * 41, "key": [f"{n}" for n in range(41)], "status": [*["failed_to_download"] * 40, "success"]}
+    rows["jpg"] = [None] * 40 + [picture(0)]  # type: ignore[list-item]
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    assert by_url(opened(tmp_path / "i", tmp_path / "a.parquet"), url) == picture(0)
+
+
 @settings(deadline=None, max_examples=200)
 @given(st.text(alphabet="htps:/aA%2fé.?#&=[]@0 1\\8", max_size=30))
 def test_the_quick_way_to_spell_a_url_is_the_slow_one(tail: str) -> None:
@@ -230,6 +238,20 @@ def test_an_archive_that_is_cut_off(tmp_path: Path, layout: str) -> None:
     assert damage.reason in ("warc-truncated", "gzip-truncated")
     assert by_url(stores, "https://h/0.png") == png(64, 64, colour=0) + bytes(3000)
     assert by_url(stores, "https://h/2.png") in ("store-damaged", "not-in-store")
+
+
+def test_a_record_that_breaks_in_the_middle_of_an_archive(tmp_path: Path) -> None:
+    made = [response(f"https://h/{n}.png", random.Random(n).randbytes(3000), "image/png") for n in range(3)]
+    path = write(tmp_path / "a.warc.gz", made)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    path.write_bytes(data)
+    stores = opened(tmp_path / "i", path)
+    assert [by_url(stores, f"https://h/{n}.png") for n in (0, 2)] == [random.Random(n).randbytes(3000) for n in (0, 2)]
+    failure, _ = stores.instead(MISSING, urls=("https://h/1.png",))
+    assert isinstance(failure, Failure)
+    assert (failure.outcome, failure.reason) == (Outcome.REJECTED, "store-damaged")
+    assert "a.warc.gz" in failure.message
 
 
 def test_a_picture_larger_than_any_that_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ class Lister:
         if file.size == 0:
             self._broken(file.name, 0, 0, "warc-empty", "the file has no bytes")
             return
-        for found in picture_keys(file.path):
+        for found in picture_keys(file.path, damaged=True):
             if isinstance(found, tuple):
                 key, place = found
                 yield key_of(key), Entry(number, place.start, place.inner)

@@ -92,8 +92,24 @@ def head_of_member(file: BinaryIO, start: int, size: int) -> bytes:
         return b""
 
 
-def candidates(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, bytes]]:
-    """Places in ``[start, stop)`` where a gzip member may begin that opens with a record header, and what it opens with."""
+def _head_of_damaged(file: BinaryIO, start: int, size: int) -> bytes:
+    """As :func:`head_of_member`, of a damaged member what comes out of it before it breaks."""
+    file.seek(start)
+    machine, head = zlib.decompressobj(_GZIP), b""
+    try:
+        while len(head) < size and (data := file.read(64)):
+            head += machine.decompress(data, size)
+    except zlib.error:
+        pass
+    return head
+
+
+def candidates(file: BinaryIO, start: int, stop: int, *, damaged: bool = False) -> Iterator[tuple[int, bytes]]:
+    """Places in ``[start, stop)`` where a gzip member may begin that opens with a record header, and what it opens with.
+
+    Args:
+        damaged: also those that break so early that they would not be taken up again from there.
+    """
     place, tail = start, b""
     while place < stop:
         file.seek(place)
@@ -105,6 +121,8 @@ def candidates(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[int, byt
         while found >= 0:
             if begin + found < stop and data[found + 3 : found + 4] < b"\x20":
                 opening = head_of_member(file, begin + found, OPENING)
+                if damaged and not opening:
+                    opening = _head_of_damaged(file, begin + found, OPENING)
                 if begins_record(opening) or _in_long_line(opening):
                     yield begin + found, opening
             found = data.find(MAGIC, found + 1)

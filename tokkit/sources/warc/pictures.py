@@ -99,14 +99,15 @@ def _picture_index(path: str, name: str, size: int, mtime_ns: int) -> PictureInd
     return PictureIndex(hashes[order], *placed)
 
 
-def picture_keys(path: str) -> Iterator[tuple[str, Place] | Broken]:
+def picture_keys(path: str, *, damaged: bool = False) -> Iterator[tuple[str, Place] | Broken]:
     """What the records of an archive are found by, each with its place, in the order of the file; and what is broken.
 
-    Of a file of gzip members only the members' beginnings are read, so that what is broken in one is not told here.
+    Of a file of gzip members only the members' beginnings are read, so that what is broken in one is not told here; with
+    ``damaged`` those that break early are given a key, too.
     """
     with Path(path).open("rb") as file:
         size = Path(path).stat().st_size
-        for found in _answers(file, size, layout_of(file, size)):
+        for found in _answers(file, size, layout_of(file, size), damaged=damaged):
             if isinstance(found, Broken):
                 yield found
             else:
@@ -140,10 +141,12 @@ def last_damage(path: str) -> Broken | None:
     return None
 
 
-def _answers(file: BinaryIO, size: int, layout: Layout) -> Iterator[tuple[Place, Header, HttpHead | None] | Broken]:
+def _answers(
+    file: BinaryIO, size: int, layout: Layout, *, damaged: bool = False
+) -> Iterator[tuple[Place, Header, HttpHead | None] | Broken]:
     """Header and HTTP header of every record, as far as these can be read."""
     if layout == Layout.MEMBERS:
-        for start, opening in candidates(file, 0, size):
+        for start, opening in candidates(file, 0, size, damaged=damaged):
             try:
                 header = parse_header(opening)
             except HeaderError:
