@@ -11,7 +11,7 @@ It is made in bounded memory: entries are put aside by their first eight bits, a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -45,7 +45,7 @@ class Entry(NamedTuple):
     note: int = 0
 
 
-Row = tuple[bytes, Entry]
+Row = tuple[bytes, int, int, int, int]  # a key, and the fields of its entry
 
 
 @dataclass
@@ -112,33 +112,35 @@ def _mapped(path: Path, dtype: np.dtype, count: int) -> npt.NDArray:
 def write_index(
     folder: Path,
     identity: str,
-    rows: Iterable[tuple[int, Row]],
-    stores: int,
+    rows: Iterable[Row],
+    firsts: Sequence[int],
     notes: Notes,
     damage: list[list[ContainerDamage]],
     memory: int = MEMORY,
 ) -> None:
-    """Write the index of entries that come with the number of their store, in the order of stores and files.
+    """Write the index of entries that come in the order of stores and files.
 
     Args:
+        firsts: by store, the number of its first file.
         damage: by store; looked at when ``rows`` have been gone through, as are the ``notes``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / NAME).unlink(missing_ok=True)
-    counts = [[0, 0] for _ in range(stores)]
+    counts = np.zeros((len(firsts), 2), np.int64)
     source = iter(rows)
     with Spill(folder / "scratch", _ALL, _PARTS, memory) as spill:
         while block := list(islice(source, _BLOCK)):
-            for store, (_, entry) in block:
-                counts[store][entry.note > 0] += 1
+            keys, *columns = zip(*block, strict=True)
             table = np.zeros(len(block), _ALL)
-            halves = np.frombuffer(b"".join(key for _, (key, _) in block), ">u8").reshape(-1, 2)
+            halves = np.frombuffer(b"".join(keys), ">u8").reshape(-1, 2)
             table["hi"], table["lo"] = halves[:, 0], halves[:, 1]
-            for place, name in enumerate(Entry._fields):
-                table[name] = [entry[place] for _, (_, entry) in block]
+            for name, column in zip(Entry._fields, columns, strict=True):
+                table[name] = column
+            store = np.searchsorted(firsts, table["file"], "right") - 1
+            np.add.at(counts, (store, (table["note"] > 0).astype(np.int64)), 1)
             spill.add(table, table["hi"] >> np.uint64(56))
-        with replacing(folder / "keys.bin") as keys, replacing(folder / "entries.bin") as rest:
-            _write_sorted(spill, keys, rest)
+        with replacing(folder / "keys.bin") as of_keys, replacing(folder / "entries.bin") as of_rest:
+            _write_sorted(spill, of_keys, of_rest)
         count = spill.rows
     said = {
         "version": VERSION,
@@ -147,7 +149,7 @@ def write_index(
         "notes": [[failure.outcome, failure.reason, failure.message] for failure in notes.known],
         "stores": [
             {"entries": good, "failed": failed, "damage": [asdict(d) for d in damage[number]]}
-            for number, (good, failed) in enumerate(counts)
+            for number, (good, failed) in enumerate(counts.tolist())
         ],
     }
     write_atomic(folder / NAME, json.dumps(said, ensure_ascii=True))

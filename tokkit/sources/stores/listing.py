@@ -18,7 +18,7 @@ from tokkit.errors import ItemError
 from tokkit.sources.base import ContainerDamage, InputFile
 from tokkit.sources.parquet import group_range, has_binary, is_damage, tidy_message
 from tokkit.sources.samples import group_samples, lost_samples
-from tokkit.sources.stores.index import Entry, Notes, Row
+from tokkit.sources.stores.index import Notes, Row
 from tokkit.sources.stores.kinds import Store
 from tokkit.sources.stores.names import key_of, name_key, url_key
 from tokkit.sources.tarindex import Member, TarIndex, tar_index
@@ -76,7 +76,7 @@ class Lister:
         for member in self._index(file).members:
             key = name_key(member.name) if member.kind == "file" else None
             if key is not None:
-                yield key, Entry(number, member.data, member.size)
+                yield key, number, member.data, member.size, 0
 
     def _records(self, number: int, file: InputFile) -> Iterator[Row]:
         if file.size == 0:
@@ -85,7 +85,7 @@ class Lister:
         for found in picture_keys(file.path, damaged=True):
             if isinstance(found, tuple):
                 key, place = found
-                yield key_of(key), Entry(number, place.start, place.inner)
+                yield key_of(key), number, place.start, place.inner, 0
             else:
                 self._broken(file.name, found.start, found.stop, found.reason, found.message)
         end = last_damage(file.path)
@@ -119,13 +119,13 @@ class Lister:
                 told.add(key)
                 member = pictures.get(key)
                 if member is not None and (status == SUCCESS or not status):
-                    yield url_key(url), Entry(number, member.data, member.size)
+                    yield url_key(url), number, member.data, member.size, 0
                 elif status == SUCCESS:
                     lacking = "downloaded according to the table beside the tar, but not in the tar"
                     note = self._notes.number(Outcome.REJECTED, "missing-from-tar", lacking)
-                    yield url_key(url), Entry(number, 0, 0, note)
+                    yield url_key(url), number, 0, 0, note
                 else:
-                    yield url_key(url), Entry(number, 0, 0, self._failed(status, why))
+                    yield url_key(url), number, 0, 0, self._failed(status, why)
         left = [key for key in pictures if key not in told]
         if left:
             with Path(file.path).open("rb") as tar:
@@ -133,7 +133,7 @@ class Lister:
                     fields = whole[key].fields
                     given = self._url_in(tar, file, fields["json"]) if "json" in fields else None
                     if given is not None:
-                        yield url_key(given), Entry(number, pictures[key].data, pictures[key].size)
+                        yield url_key(given), number, pictures[key].data, pictures[key].size, 0
 
     def _url_in(self, tar: BinaryIO, file: InputFile, member: Member) -> str | None:
         tar.seek(member.data)
@@ -155,7 +155,7 @@ class Lister:
         """A table that has the pictures itself, or beside which they lie as files."""
         for row, url, _, status, message in self._told(file):
             note = 0 if status == SUCCESS else self._failed(status, message)
-            yield url_key(url), Entry(number, row, 0, note)
+            yield url_key(url), number, row, 0, note
 
     def _told(self, file: InputFile) -> Iterator[tuple[int, str, str, str, str]]:
         """Row, URL, key, status and error message of each row of a table."""

@@ -11,6 +11,7 @@ import re
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from itertools import accumulate
 from pathlib import Path
 
 from tokkit.documents import Failure, Outcome
@@ -73,7 +74,7 @@ class PictureStores:
             shutil.rmtree(self.folder, ignore_errors=True)
             notes = Notes()
             damage: list[list[ContainerDamage]] = [[] for _ in self.stores]
-            write_index(self.folder, self.identity, self._rows(notes, damage, tick), len(self.stores), notes, damage)
+            write_index(self.folder, self.identity, self._rows(notes, damage, tick), self._firsts(), notes, damage)
             return True
         return False
 
@@ -125,14 +126,15 @@ class PictureStores:
             self._opened = _Opened(self.stores, StoreIndex(self.folder, self.identity))
         return self._opened
 
-    def _rows(self, notes: Notes, damage: list[list[ContainerDamage]], tick: Tick) -> Iterator[tuple[int, Row]]:
-        first = 0
-        for number, store in enumerate(self.stores):
+    def _firsts(self) -> list[int]:
+        """By store, the number of its first file in the run."""
+        return list(accumulate((len(store.files) for store in self.stores[:-1]), initial=0))
+
+    def _rows(self, notes: Notes, damage: list[list[ContainerDamage]], tick: Tick) -> Iterator[Row]:
+        for number, (store, first) in enumerate(zip(self.stores, self._firsts(), strict=True)):
             lister = Lister(store, first, notes, tick)
-            for row in lister.rows():
-                yield number, row
+            yield from lister.rows()
             damage[number] = lister.damage
-            first += len(store.files)
 
 
 def instead(stores: PictureStores | None, found: bytes | Failure, *, urls: tuple[str, ...] = (), name: str = "") -> Found:
