@@ -28,6 +28,7 @@ from tokkit.sources.warc.pictures import last_damage, picture_keys
 SUCCESS = "success"
 NEEDED = ("url", "key", "status")
 MOST_DAMAGE = 1000  # places that are told of, of one store
+MOST_NOTED = 10_000
 _MAX_JSON = 1 << 20
 
 Alive = Callable[[int], None]
@@ -45,6 +46,7 @@ class Lister:
     def __init__(self, store: Store, first: int, notes: Notes, alive: Alive = lambda size: None) -> None:
         self._store, self._first, self._notes, self._alive = store, first, notes, alive
         self.damage: list[ContainerDamage] = []
+        self._noted: dict[tuple[str, str], int] = {}  # notes by status and message, so that most are numbered at once
 
     def rows(self) -> Iterator[Row]:
         """The entries, file by file; :attr:`damage` is filled meanwhile."""
@@ -149,7 +151,12 @@ class Lister:
         return url if isinstance(url, str) and url else None
 
     def _failed(self, status: str, message: str) -> int:
-        return self._notes.number(Outcome.FAILED_UPSTREAM, slug(status or "no-status"), printable(message))
+        known = self._noted.get((status, message))
+        if known is None:
+            known = self._notes.number(Outcome.FAILED_UPSTREAM, slug(status or "no-status"), printable(message))
+            if len(self._noted) < MOST_NOTED:
+                self._noted[status, message] = known
+        return known
 
     def _table(self, number: int, file: InputFile) -> Iterator[Row]:
         """A table that has the pictures itself, or beside which they lie as files."""
