@@ -13,6 +13,7 @@ from tokkit.cli.common import Debug, Json, Quiet, examples, session, size
 EXAMPLES = examples(
     "tokkit urls crawl/*.warc.gz --out urls.parquet",
     "tokkit urls obelics:docs/*.parquet --out urls.parquet --workers 8",
+    "tokkit urls crawl/*.warc.gz --images pictures/ --out left.parquet",
     "img2dataset --url_list urls.parquet --input_format parquet --url_col url --caption_col caption "
     "--save_additional_columns '[\"page_url\"]' --output_format webdataset --output_folder pictures",
 )
@@ -26,6 +27,12 @@ def register(app: typer.Typer) -> None:
 def urls(
     inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="As for `tokkit shard`: files, folders or globs.")],
     out: Annotated[Path, typer.Option(help="Parquet file: url, caption (alternative text) and page_url.")],
+    images: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STORE", help="Leave out what is there, as for `tokkit shard`: an earlier download; repeat for more."
+        ),
+    ] = None,
     unit_size: Annotated[
         str | None, typer.Option(show_default="64MiB", help="Input that a worker takes at a time, e.g. 64MiB.")
     ] = None,
@@ -42,7 +49,14 @@ def urls(
         from tokkit.pipelines.settings import validated
         from tokkit.pipelines.urls import UrlsConfig, list_urls
 
-        options = {"inputs": inputs, "out": out, "unit_bytes": size(unit_size), "workers": workers, "memory": size(memory)}
+        options = {
+            "inputs": inputs,
+            "out": out,
+            "images": images,
+            "unit_bytes": size(unit_size),
+            "workers": workers,
+            "memory": size(memory),
+        }
         result = list_urls(validated(UrlsConfig, "tokkit urls", options), run.progress)
         if run.emit(asdict(result)):
             return

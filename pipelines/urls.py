@@ -26,9 +26,10 @@ from tokkit.pipelines.engine import STALL_SECONDS, run_units
 from tokkit.pipelines.inputs import announce_ignored
 from tokkit.pipelines.plan import PlannedUnit, check_unchanged
 from tokkit.pipelines.progress import Progress
+from tokkit.pipelines.stores import index_stores, picture_stores
 from tokkit.pipelines.url_list import write_list
 from tokkit.pipelines.work import Report, Work
-from tokkit.sources.base import ContainerDamage, Source
+from tokkit.sources.base import ContainerDamage, Source, SourceOptions
 from tokkit.sources.resolve import ResolvedInputs, resolve_inputs
 from tokkit.storage import replacing
 
@@ -43,6 +44,7 @@ class UrlsConfig(BaseModel):
     Attributes:
         inputs: as for ``tokkit shard``.
         out: the Parquet file.
+        images: picture stores, as for ``tokkit shard``: what is in one of them is not missing.
         unit_bytes: input bytes that a worker takes at a time.
         workers: processes; None takes one a core, 0 does everything in this one.
         memory: bytes that bringing the rows together keeps to; what does not fit goes to files.
@@ -53,6 +55,7 @@ class UrlsConfig(BaseModel):
 
     inputs: list[str] = Field(min_length=1)
     out: Path
+    images: list[str] = Field(default_factory=list)
     unit_bytes: int = Field(default=64 << 20, ge=1)
     workers: int | None = Field(default=None, ge=0, le=1024)
     memory: int = Field(default=256 << 20, ge=1 << 20)
@@ -89,13 +92,17 @@ def list_urls(config: UrlsConfig, progress: Progress) -> UrlsResult:
         UsageError, ConfigError: the inputs or the output are wrong.
         ResumableStop: something outside of the data stood in the way; run it again, from the beginning.
     """
-    resolved = resolve_inputs(config.inputs)
+    stores = picture_stores(config.images, config.out.parent)
+    resolved = resolve_inputs(config.inputs, SourceOptions(stores=stores))
     if config.out.is_dir() or not config.out.parent.is_dir():
         raise UsageError(f"{config.out} cannot be written to: name a file in a folder that is there")
     announce_ignored(resolved, progress)
     result = UrlsResult(str(config.out))
     prefix = f".{config.out.name}.scratch-"
     with TemporaryDirectory(prefix=prefix, dir=config.out.parent, ignore_cleanup_errors=True) as folder:
+        if stores is not None:
+            stores.folder = Path(folder) / "stores"  # for the workers, which take a copy each
+            index_stores(stores, progress)
         _collect(config, resolved, Path(folder), progress, result)
         with replacing(config.out) as temporary, progress.task("write", unit="URLs") as bar:
             found = sorted(Path(folder).glob("unit-*.jsonl"))

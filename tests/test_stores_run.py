@@ -145,6 +145,17 @@ def test_from_a_crawl_to_a_list_to_a_download_and_back(run: Run, archive: Path, 
     assert [(line["ref"], line["message"]) for line in lines] == [(f"{FAR}/3.png", "HTTP Error 404: Not Found")]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_list_of_what_is_still_missing_after_a_download(archive: Path, tmp_path: Path, workers: int) -> None:
+    """What failed is listed again, what is there is not."""
+    store = fetched([f"{FAR}/{n}.png" for n in range(PAGES - 1)], tmp_path / "pictures", "tar")
+    config = UrlsConfig(inputs=[str(archive)], out=tmp_path / "urls.parquet", images=[str(store)], workers=workers)
+    assert list_urls(config, SILENT).missing == 2
+    urls = pq.read_table(tmp_path / "urls.parquet").column("url").to_pylist()
+    assert sorted(urls) == [f"{FAR}/3.png", f"{FAR}/{PAGES - 1}.png"]
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures", "urls.parquet"}
+
+
 def test_without_the_store_they_are_missing_and_with_another_they_are_not_in_it(
     run: Run, archive: Path, tmp_path: Path
 ) -> None:
