@@ -107,6 +107,32 @@ def shard(
             "document out, keep-marker keeps the picture's begin and end markers in its place.",
         ),
     ] = None,
+    fix_text: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND",
+            help="Repair texts first of all (ftfy): encoding (mojibake), html (entities), controls, line-breaks, width, "
+            "ligatures, quotes, nfc or nfkc; repeat for more.",
+        ),
+    ] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="MODULE:FUNCTION",
+            help="A function of yours, also FILE.py:FUNCTION, that is given each document and returns True, False, a reason "
+            "or another document; repeat for more.",
+        ),
+    ] = None,
+    min_characters: Annotated[
+        int | None,
+        typer.Option(help="Filter documents with fewer characters (code points after --fix-text) in all of their texts."),
+    ] = None,
+    max_characters: Annotated[int | None, typer.Option(help="Filter documents with more characters.")] = None,
+    min_images: Annotated[
+        int | None, typer.Option(help="Filter documents with fewer pictures that are there and within their bounds.")
+    ] = None,
+    max_images: Annotated[int | None, typer.Option(help="Filter documents with more such pictures.")] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(
@@ -115,7 +141,8 @@ def shard(
         ),
     ] = None,
     metadata: Annotated[
-        list[str] | None, typer.Option(help="Field of the source to keep per document; repeat for more.")
+        list[str] | None,
+        typer.Option("--metadata", "--keep-meta", help="Field of the source to keep per document; repeat for more."),
     ] = None,
     val_fraction: Annotated[
         float | None, typer.Option(show_default="0.0", help="Share of documents held out, by content hash.")
@@ -168,11 +195,13 @@ def shard(
     max_pixels: Annotated[
         int | None, typer.Option(show_default="67108864", help="Pictures of more pixels are rejected before decoding.")
     ] = None,
+    min_pixels: Annotated[int | None, typer.Option(show_default="1", help="Filter pictures of fewer pixels.")] = None,
     min_side: Annotated[
-        int | None, typer.Option(show_default="8", help="Pictures with a shorter side than this are rejected.")
+        int | None, typer.Option(show_default="8", help="Filter pictures whose shorter side is below this.")
     ] = None,
+    max_side: Annotated[int | None, typer.Option(help="Filter pictures whose longer side is above this.")] = None,
     max_aspect: Annotated[
-        float | None, typer.Option(show_default="20.0", help="Pictures longer than so many times their width are rejected.")
+        float | None, typer.Option(show_default="20.0", help="Filter pictures longer than so many times their width.")
     ] = None,
     pack: Annotated[int | None, typer.Option(metavar="SEQ_LEN", help="Also plan packed sequences of this length.")] = None,
     report_documents: Annotated[
@@ -207,7 +236,8 @@ def shard(
         from tokkit.pipelines.shard import shard as job
         from tokkit.pipelines.shard import shard_part
 
-        bounds = {"max_pixels": max_pixels, "min_side": min_side, "max_aspect": max_aspect}
+        bounds: dict[str, float | None] = {"max_pixels": max_pixels, "min_pixels": min_pixels}
+        bounds |= {"min_side": min_side, "max_side": max_side, "max_aspect": max_aspect}
         resolved = resolve(
             load_recipe(recipe) if recipe is not None else Recipe(),
             set_ or [],
@@ -225,6 +255,12 @@ def shard(
                 "alt_text": alt_text,
                 "images": images,
                 "missing_image": missing_image,
+                "fix_text": fix_text,
+                "filters": filters,
+                "min_characters": min_characters,
+                "max_characters": max_characters,
+                "min_images": min_images,
+                "max_images": max_images,
                 "where": where,
                 "metadata": metadata,
                 "val_fraction": val_fraction,

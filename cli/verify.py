@@ -45,6 +45,12 @@ def verify(
     ] = None,
     text_tokenizer: Annotated[Path | None, typer.Option(help="Where it is now, if it was moved.")] = None,
     image_tokenizer: Annotated[Path | None, typer.Option(help="Where it is now, if it was moved.")] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter", metavar="MODULE:FUNCTION", help="Where a filter is now, if it was moved; if several, all in order."
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(show_default="auto", help="For --reencode: auto (the run's kind), cpu, cuda or cuda:N.")
     ] = None,
@@ -65,11 +71,13 @@ def verify(
             "--images": images,
             "--text-tokenizer": text_tokenizer,
             "--image-tokenizer": image_tokenizer,
+            "--filter": filters,
         }
         if reencode is None and (extra := [flag for flag, value in {**only, "--device": device}.items() if value]):
             raise UsageError(f"{', '.join(extra)}: only with --reencode N")
         options: dict[str, object] = {"directory": directory, "checksums": checksums, "reencode": reencode, "seed": seed}
         options |= {"text_tokenizer": text_tokenizer, "image_tokenizer": image_tokenizer, "device": device}
+        options["filters"] = None if filters is None else tuple(filters)
         options["inputs"] = None if inputs is None else tuple(inputs)
         options["images"] = None if images is None else tuple(images)
         result = job(validated(VerifyConfig, "tokkit verify", options), run.progress)

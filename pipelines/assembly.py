@@ -10,7 +10,7 @@ from PIL import Image
 
 from tokkit.documents import Audio, Document, Failure, Media, Outcome, Text
 from tokkit.documents import Image as Picture
-from tokkit.errors import ItemError
+from tokkit.errors import ItemError, UnwantedItem
 from tokkit.interleave import AudioCodes, ImageCodes, ImageGap
 from tokkit.media.images import ImageLimits, decode_image
 from tokkit.vocabulary import Ids
@@ -87,7 +87,8 @@ def open_picture(slot: Slot, image_tokenizer: bool, limits: ImageLimits) -> Imag
         try:
             return decode_image(slot.media.data, limits)
         except ItemError as error:
-            slot.failure = Failure(Outcome.REJECTED, error.reason, error.message)
+            outcome = Outcome.FILTERED if isinstance(error, UnwantedItem) else Outcome.REJECTED
+            slot.failure = Failure(outcome, error.reason, error.message)
     return None
 
 

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokkit.conditions import parse_conditions, unwanted
 from tokkit.dedup.index import IndexBuilder, ItemKeys
 from tokkit.dedup.perceptual import NO_HASH, picture_hash
 from tokkit.documents import Document, Failure, Media, Outcome, Text
 from tokkit.errors import BudgetExceeded, ItemError
 from tokkit.failpoints import failpoint
+from tokkit.pipelines.admission import Admission
 from tokkit.pipelines.assembly import Slot, join_texts, open_picture, verdict
 from tokkit.pipelines.duplicates import index_path
 from tokkit.pipelines.plan import PlannedUnit, check_unchanged
@@ -53,6 +53,7 @@ class IndexTask:
     Attributes:
         folder: ``run/index``.
         refusing: the text tokenizer refuses some texts.
+        filters: digests of the user's functions (:class:`~tokkit.pipelines.admission.Admission`); None takes any.
     """
 
     config: ShardConfig
@@ -60,6 +61,7 @@ class IndexTask:
     vocabulary: UnifiedVocabulary
     folder: Path
     refusing: bool
+    filters: dict[str, str] | None = None
 
     def open(self) -> IndexWork:
         """Load what is needed: nothing, unless the text tokenizer has to be asked."""
@@ -86,7 +88,7 @@ class IndexWork:
 
     def __init__(self, task: IndexTask) -> None:
         self.task = task
-        self.conditions = parse_conditions(task.config.where)
+        self.admission = Admission(task.config, task.filters)
         self.text: TextTokenizer | None = None
         if task.refusing:
             from tokkit.tokenizers.text import load_text_tokenizer
@@ -116,7 +118,7 @@ class _Attempt:
         self.task, self.config, self.text = work.task, work.task.config, work.text
         self.planned, self.only = planned, only
         self.poison = {poison.position for poison in planned.poison}
-        self.conditions = work.conditions
+        self.admission = work.admission
         kinds = set(self.config.dedup)
         self.by_content, self.by_text = "documents" in kinds, "texts" in kinds
         self.by_item, self.by_looks = "images" in kinds, "near-images" in kinds
@@ -166,9 +168,11 @@ class _Attempt:
 
     def take(self, document: Document, position: int) -> None:
         """Write down a document's keys, if it takes part."""
-        reason = document.failure or unwanted(document, self.conditions)
-        if reason is not None or position in self.poison:
-            self.leave_out(document, reason)
+        if position not in self.poison and not self.admission.idle:
+            with self.stage("filter"):
+                document = self.admission.admit(document)
+        if document.failure is not None or position in self.poison:
+            self.leave_out(document, document.failure)
             return
         spoken = [s.text for s in document.segments if isinstance(s, Text)]
         has_text = any(spoken)

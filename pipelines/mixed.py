@@ -16,7 +16,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -194,7 +194,8 @@ def _agreement(run: Run, mine: str, other: str, records: Sequence[CommitRecord])
     with_documents = [record for record in records if record.documents.get(Outcome.COMMITTED)]
     chosen = [with_documents[i].unit.index for i in _spread(len(with_documents), MOST_UNITS)]
     fingerprints = {kind: entry.fingerprint for kind, entry in setup.tokenizers.items()}
-    job = UnitJob(config, run.plan.sources, setup.vocabulary, setup.layout, setup.device, mine, fingerprints=fingerprints)
+    job = UnitJob(config, run.plan.sources, setup.vocabulary, setup.layout, setup.device, mine)
+    job = replace(job, fingerprints=fingerprints, filters=setup.filters)
     workers = (os.cpu_count() or 1) if config.workers is None else config.workers
     if setup.device.startswith("cuda"):
         workers = min(workers, 1)  # each loads the image tokenizer
@@ -260,6 +261,7 @@ class _Comparing:
                     report(Work())  # a sign of life
                 if isinstance(document, Document) and (name := _escaped(document.locator)) in left:
                     left.remove(name)
+                    document = self.processor.admission.admit(document)
                     if document.failure is None:
                         yield document
                     if not left:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 from tokkit.dedup.perceptual import hash_versions
 from tokkit.errors import UsageError
+from tokkit.filters import filter_digests, load_filters
 from tokkit.interleave import Layout, lacking, spell
 from tokkit.pipelines.fingerprint import CODE_VERSION, numeric_environment
 from tokkit.released_vocabularies import ReleasedVocabulary, released_vocabulary
+from tokkit.repair import repair_versions
 from tokkit.shards.manifest import TokenizerEntry
 from tokkit.sources import packages_of
 from tokkit.sources.resolve import ResolvedInputs
@@ -31,6 +33,11 @@ SEMANTIC_OPTIONS = {
     "text_joiner",
     "alt_text",
     "missing_image",
+    "fix_text",
+    "min_characters",
+    "max_characters",
+    "min_images",
+    "max_images",
     "where",
     "metadata",
     "val_fraction",
@@ -42,6 +49,9 @@ SEMANTIC_OPTIONS = {
     "shard_tokens",
     "limit",
 }
+
+# What else does: versions of what repairs texts, and digests of the user's functions.
+REPAIR, FILTERS = "text_repair", "filters"
 
 
 @dataclass(frozen=True)
@@ -55,6 +65,7 @@ class Setup:
     numeric: dict[str, object]
     device: str
     preprocessing: Preprocessing | None  # of the image tokenizer
+    filters: dict[str, str]  # digests of the user's functions
 
 
 def prepare(config: ShardConfig, resolved: ResolvedInputs) -> Setup:
@@ -79,6 +90,11 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs) -> Setup:
         options["vocabulary_from"] = {"model": released.scheme.name, "ids": vocabulary.size}
     if "near-images" in config.dedup:
         options["perceptual_hash"] = hash_versions()
+    if config.fix_text:
+        options[REPAIR] = repair_versions(config.fix_text)
+    filters = filter_digests(load_filters(config.filters))
+    if filters:
+        options[FILTERS] = filters
     semantic = {
         "code_version": CODE_VERSION,
         "tokenizers": {kind: entry.fingerprint for kind, entry in tokenizers.items()},
@@ -92,7 +108,7 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs) -> Setup:
     packages = packages_of({source.format for source in resolved.sources})
     numeric = numeric_environment(None if image is None else device, config.batch_size, config.text_engine, packages)
     preprocessing = image.config.preprocessing if image is not None else None
-    return Setup(vocabulary, layout, tokenizers, semantic, numeric, str(device or "cpu"), preprocessing)
+    return Setup(vocabulary, layout, tokenizers, semantic, numeric, str(device or "cpu"), preprocessing, filters)
 
 
 def _released(config: ShardConfig) -> ReleasedVocabulary | None:

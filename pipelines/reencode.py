@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from tokkit.documents import Document, Outcome
 from tokkit.errors import DataError, UsageError
+from tokkit.filters import filter_digests, load_filters
 from tokkit.interleave import Layout
 from tokkit.pipelines.compare import Encoded, Tally
 from tokkit.pipelines.duplicates import recorded_duplicates
@@ -29,12 +30,13 @@ from tokkit.pipelines.findings import Code, VerifyResult
 from tokkit.pipelines.fingerprint import TEXT_ENGINES, differences, numeric_environment
 from tokkit.pipelines.ledger import CommitRecord, Ledger
 from tokkit.pipelines.plan import PlannedUnit, share_out
-from tokkit.pipelines.prepare import SEMANTIC_OPTIONS, resolve_device
+from tokkit.pipelines.prepare import FILTERS, REPAIR, SEMANTIC_OPTIONS, resolve_device
 from tokkit.pipelines.progress import Progress
 from tokkit.pipelines.stores import index_stores
 from tokkit.pipelines.threads import one_thread
 from tokkit.pipelines.verify_outcomes import Records
 from tokkit.pipelines.verify_read import DocumentReader
+from tokkit.repair import repair_versions
 from tokkit.shards.manifest import Manifest
 from tokkit.sources import make_source, packages_of
 from tokkit.sources.base import InputFile, Unit
@@ -92,12 +94,13 @@ class Reencoder:
     """Everything that encoding again needs, found and checked beforehand.
 
     Args:
-        config: of the verification; ``inputs`` and the tokenizers' paths win over what ``run/`` recorded.
+        config: of the verification; ``inputs``, ``filters`` and the tokenizers' paths win over what ``run/`` recorded.
         manifest, vocabulary: of the output.
 
     Raises:
-        UsageError: an input or a tokenizer is not where it was.
-        DataError: a tokenizer is not the one that was used, or the recorded options cannot be read.
+        UsageError: an input, a tokenizer or a filter is not where it was.
+        DataError: a tokenizer, a filter or what repairs texts is not the one that was used, or the recorded options cannot be
+            read.
     """
 
     def __init__(self, config: VerifyConfig, manifest: Manifest, vocabulary: UnifiedVocabulary, progress: Progress) -> None:
@@ -111,6 +114,7 @@ class Reencoder:
         self._options = _options(config, manifest, recorded[0])
         self._source_options = self._options.source_options
         self._scratch = self._index(progress)
+        _check_repair(self._options, manifest)
         self._processor = self._load()
         packages = packages_of({source.format for source in manifest.sources})
         media_device = self._device if "image" in manifest.tokenizers else None
@@ -205,6 +209,7 @@ class Reencoder:
                     if locator not in left:
                         continue
                     left.remove(locator)
+                    document = self._processor.admission.admit(document)
                     if document.failure is not None:
                         problem(locator, Code.INPUT_CHANGED, f"is no document any more: {document.failure.reason}")
                     elif document.hash != rows[locator][1]["hash"]:
@@ -251,11 +256,44 @@ def _options(config: VerifyConfig, manifest: Manifest, batch_size: object) -> Sh
     for kind in manifest.tokenizers:
         options[f"{kind}_tokenizer"] = _tokenizer(config, kind)
     options["images"] = _images(config, manifest)
+    options["filters"] = _filters(config, manifest)
     try:
         return ShardConfig.model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(f"the recorded options cannot be read: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _filters(config: VerifyConfig, manifest: Manifest) -> list[str]:
+    """The user's functions, where they are now; they must be those that the documents went through."""
+    then = manifest.semantic.get(FILTERS)
+    if not isinstance(then, dict):
+        return []
+    recorded = _job(config).get("filters")
+    specs = list(config.filters) or (recorded if isinstance(recorded, list) else [])
+    try:
+        now = filter_digests(load_filters(specs))
+    except ValueError as error:
+        raise UsageError(f"documents went through a filter that is not where it was: {error}; name it with --filter") from None
+    if now != then:
+        listed = "\n".join(f"  - {line}" for line in differences(then, now))
+        raise DataError(f"documents went through other filters than these, or of another content:\n{listed}")
+    return specs
+
+
+def _check_repair(options: ShardConfig, manifest: Manifest) -> None:
+    """Texts must be repaired by the versions that repaired them."""
+    then = manifest.semantic.get(REPAIR)
+    if isinstance(then, dict) and (now := repair_versions(options.fix_text)) != then:
+        listed = ", ".join(differences(then, now))
+        raise DataError(f"texts were repaired by other versions (--fix-text), and may say something else now: {listed}")
+
+
+def _job(config: VerifyConfig) -> dict[str, Any]:
+    """What ``run/job.json`` recorded; nothing where there is none."""
+    path = config.directory / "run" / "job.json"
+    entry = read_json(path) if path.exists() else None
+    return entry if isinstance(entry, dict) else {}
 
 
 def _leave_out_text_engine(now: dict[str, object], manifest: Manifest) -> None:
@@ -271,9 +309,7 @@ def _tokenizer(config: VerifyConfig, kind: str) -> Path:
         if not given.exists():
             raise UsageError(f"--{kind}-tokenizer {given}: no such file or folder")
         return given
-    job = config.directory / "run" / "job.json"
-    entry = read_json(job) if job.exists() else None
-    recorded = entry.get(f"{kind}_tokenizer") if isinstance(entry, dict) else None
+    recorded = _job(config).get(f"{kind}_tokenizer")
     if not isinstance(recorded, str) or not Path(recorded).exists():
         where = f"at {recorded}, where the run had it" if recorded else "known (there is no run/job.json)"
         raise UsageError(f"the {kind} tokenizer is not {where}; name it with --{kind}-tokenizer")

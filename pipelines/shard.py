@@ -24,6 +24,7 @@ from pydantic_core import PydanticCustomError
 from tokkit.conditions import parse_conditions
 from tokkit.dedup.decisions import Decisions
 from tokkit.errors import DataError, FingerprintMismatch, ResumableStop, UsageError
+from tokkit.filters import absolute_spec, load_filters
 from tokkit.interleave import ImageLayout, PairOrder
 from tokkit.media.images import ImageLimits
 from tokkit.packing.policy import SplitPolicy
@@ -54,6 +55,7 @@ from tokkit.pipelines.settings import Size
 from tokkit.pipelines.sharing import SharedUnits
 from tokkit.pipelines.stores import index_stores, picture_stores
 from tokkit.pipelines.unit import UnitJob, load_the_same
+from tokkit.repair import Repair, normal_repairs
 from tokkit.shards.manifest import Manifest, load_manifest
 from tokkit.sources.base import AltText, SourceOptions
 from tokkit.sources.resolve import ResolvedInputs, absolute_input, resolve_inputs
@@ -83,6 +85,10 @@ class ShardConfig(BaseModel):
             (:mod:`tokkit.sources.stores.kinds`).
         missing_image: what becomes of an interleaved document with a picture that is not to be had or cannot be read: it goes
             on without it, it is not committed, or the picture's markers stay in its place with nothing between them.
+        fix_text: what is repaired in texts, before anything else is done with them (:mod:`tokkit.repair`).
+        filters: the user's own functions, which are asked about each document in this order (:mod:`tokkit.filters`).
+        min_characters, max_characters: of all texts of a document; those outside are filtered.
+        min_images, max_images: pictures of a document that are there and within ``image_limits``; those outside are filtered.
         where: conditions that documents must satisfy (:mod:`tokkit.conditions`); others are filtered.
         metadata: fields of the source that are kept per document.
         val_fraction: share of documents (by content hash) held out as split ``val``.
@@ -125,6 +131,12 @@ class ShardConfig(BaseModel):
     alt_text: AltText = "none"
     images: list[str] = Field(default_factory=list)
     missing_image: MissingImage = "drop-image"
+    fix_text: list[Repair] = Field(default_factory=list)
+    filters: list[str] = Field(default_factory=list)
+    min_characters: int | None = Field(default=None, ge=0)
+    max_characters: int | None = Field(default=None, ge=0)
+    min_images: int | None = Field(default=None, ge=0)
+    max_images: int | None = Field(default=None, ge=0)
     where: list[str] = Field(default_factory=list)
     metadata: list[str] = Field(default_factory=list)
     val_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
@@ -163,6 +175,25 @@ class ShardConfig(BaseModel):
                 "missing", "name one; only with --vocabulary-from it may be left out, the model has its own"
             )
         return info.data["vocabulary_from"]
+
+    @field_validator("fix_text")
+    @classmethod
+    def _in_order(cls, kinds: list[Repair]) -> list[Repair]:
+        return normal_repairs(kinds)
+
+    @field_validator("filters")
+    @classmethod
+    def _can_be_loaded(cls, filters: list[str]) -> list[str]:
+        load_filters(filters)
+        return filters
+
+    @field_validator("max_characters", "max_images")
+    @classmethod
+    def _above_the_least(cls, most: int | None, info: ValidationInfo) -> int | None:
+        least = info.data.get(str(info.field_name).replace("max", "min"))
+        if most is not None and least is not None and most < least:
+            raise ValueError(f"less than the least, {least}")
+        return most
 
     @field_validator("where")
     @classmethod
@@ -345,6 +376,7 @@ def _job_entry(config: ShardConfig) -> dict[str, object]:
     entry = config.model_dump(mode="json", exclude={"shard_index", "shard_count"})
     for key in ("inputs", "images"):
         entry[key] = [absolute_input(typed) for typed in getattr(config, key)]
+    entry["filters"] = [absolute_spec(spec) for spec in config.filters]
     for key in ("vocabulary_from", "text_tokenizer", "image_tokenizer", "out"):
         path = getattr(config, key)
         entry[key] = None if path is None else str(path.resolve())
@@ -441,6 +473,7 @@ def _do(run: Run, missing: list[PlannedUnit], workers: int, meter: Meter, decisi
         fingerprint_of(setup.numeric),
         None if decisions is None else duplicate_table(run),
         fingerprints={kind: entry.fingerprint for kind, entry in setup.tokenizers.items()},
+        filters=setup.filters,
     )
     with _encoder(run, min(workers, len(missing)), meter) as service:
         run_units(

@@ -24,11 +24,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tokkit.conditions import parse_conditions, unwanted
 from tokkit.documents import Document, Failure, Outcome, Text
 from tokkit.errors import BudgetExceeded, FingerprintMismatch, ItemError
 from tokkit.failpoints import failpoint
 from tokkit.interleave import Layout, TextCodes, order_segments
+from tokkit.pipelines.admission import Admission
 from tokkit.pipelines.assembly import Given, Pending, Slot, codes_of, join_texts, open_picture, verdict, with_document
 from tokkit.pipelines.batching import BatchEncoder, ImageBatcher, LocalEncoder
 from tokkit.pipelines.duplicates import DuplicateTable
@@ -65,6 +65,7 @@ class UnitJob:
         encoder: the encoder process that encodes pictures; None loads the image tokenizer in the worker.
         preprocessing: the image tokenizer's, where the worker does not load it.
         fingerprints: of the tokenizers, by kind: one that has changed since the run began must not encode.
+        filters: digests of the user's functions, likewise (:class:`~tokkit.pipelines.admission.Admission`); None takes any.
     """
 
     config: ShardConfig
@@ -77,6 +78,7 @@ class UnitJob:
     encoder: Endpoint | None = None
     preprocessing: Preprocessing | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
+    filters: dict[str, str] | None = None
 
     def open(self) -> UnitProcessor:
         """Load the tokenizers."""
@@ -96,7 +98,7 @@ class UnitProcessor:
         )
         same_tokenizer(job.config.text_tokenizer, self.text, job.fingerprints.get("text"))
         self.duplicates = job.duplicates.open() if job.duplicates is not None else None
-        self.conditions = parse_conditions(job.config.where)
+        self.admission = Admission(job.config, job.filters)
         self.image: ImageTokenizer | None = None
         self.preprocessing = job.preprocessing
         if job.config.image_tokenizer is not None and job.encoder is None:
@@ -228,24 +230,30 @@ class _Attempt:
             seen = max(seen, reader.consumed)
             if self.only is None or position in self.only:
                 self.found += 1
-                left_out = self.duplicates.items(position, record) if self.duplicates is not None else {}
-                self.take(self.spared(record, position), left_out)
+                document = self.spared(record, position)
+                left_out = self.duplicates.items(position, document) if self.duplicates is not None else {}
+                self.take(document, left_out)
             self.alive()
         return reader.consumed
 
     def spared(self, document: Document, position: int) -> Document:
-        """The document, or, where it is not wanted, known to kill or a duplicate, its failure: then it is not looked at."""
-        poison = self.poison.get(position)
+        """The document as it is to be, or, where it is known to kill, unwanted or a duplicate, its failure.
+
+        What is known to kill is not looked at: it may be the user's own function that dies of it.
+        """
         if document.failure is not None:
             return document
-        failure = unwanted(document, self.processor.conditions)
-        if failure is not None:
-            return replace(document, failure=failure)
-        if poison is None:
-            duplicate = self.duplicates.document(position, document) if self.duplicates is not None else None
-            return document if duplicate is None else replace(document, failure=duplicate)
-        what = f"the process that works on it ends by {poison.cause}, each time, also where it does nothing else"
-        return replace(document, failure=Failure(Outcome.REJECTED, CRASHES, what))
+        poison = self.poison.get(position)
+        if poison is not None:
+            what = f"the process that works on it ends by {poison.cause}, each time, also where it does nothing else"
+            return replace(document, failure=Failure(Outcome.REJECTED, CRASHES, what))
+        if not self.processor.admission.idle:
+            with self.stage("filter"):
+                document = self.processor.admission.admit(document)
+        if document.failure is not None or self.duplicates is None:
+            return document
+        duplicate = self.duplicates.document(position, document)
+        return document if duplicate is None else replace(document, failure=duplicate)
 
     def take(self, document: Document, left_out: Mapping[int, Failure] = MappingProxyType({})) -> None:
         """Decode a document's media and let it wait for their codes, or write down why it is none.

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-STAGES = ("read", "decode", "encode", "text", "write", "count")
+STAGES = ("read", "filter", "decode", "encode", "text", "write", "count")
 
 
 @dataclass(slots=True)

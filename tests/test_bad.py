@@ -62,7 +62,7 @@ class Expected:
 
 
 def picture(reason: str, **others: str) -> Expected:
-    """A picture that is rejected."""
+    """A picture that is lost."""
     return Expected(1, lost=(("", reason),), **others)
 
 
@@ -75,8 +75,13 @@ TOO_SMALL = picture("image-too-small")
 FILTERED = Expected(1, lost=(("", "no-audio-tokenizer"),), format="")
 WEB_ARCHIVE = Expected(0, format="warc")  # of these the table is in test_sources_warc_damage.py
 
-OUTCOMES = {"image-not-found": Outcome.FAILED_UPSTREAM, "no-audio-tokenizer": Outcome.FILTERED}
-"""Of reasons that are no rejections: what the corpus was meant to have and lacks, and what the run cannot encode."""
+OUTCOMES = {
+    "image-not-found": Outcome.FAILED_UPSTREAM,
+    "no-audio-tokenizer": Outcome.FILTERED,
+    "image-too-small": Outcome.FILTERED,
+}
+"""Of reasons that are no rejections: what the corpus was meant to have and lacks, what the run cannot encode, and what is sound
+but outside of its bounds."""
 
 EXPECTED: dict[str, Expected] = {
     # ---- pictures: cut short, or no pictures

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tokkit.errors import ItemError, TransientError
-from tokkit.media.images import ImageLimits, decode_image
+from tokkit.errors import ItemError, TransientError, UnwantedItem
+from tokkit.media.images import ImageLimits, decode_image, is_wanted
 
 ANY_SIZE = ImageLimits(min_side=1, max_aspect=1e9)
 
@@ -24,9 +24,11 @@ REASONS = {
     "image-truncated",
     "image-too-large",
     "image-too-small",
+    "image-too-long",
     "image-aspect",
     "image-damaged",
 }
+UNWANTED = {"image-too-small", "image-too-long", "image-aspect"}
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -44,6 +46,7 @@ def reason(data: bytes, limits: ImageLimits = ANY_SIZE) -> str:
     with pytest.raises(ItemError) as caught:
         decode_image(data, limits)
     assert caught.value.reason in REASONS
+    assert isinstance(caught.value, UnwantedItem) == (caught.value.reason in UNWANTED)
     return caught.value.reason
 
 
@@ -125,17 +128,49 @@ def test_the_size_in_the_header_is_checked_before_any_pixel_is_decoded(monkeypat
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", refuse)
     assert reason(data, ImageLimits(max_pixels=19_999)) == "image-too-large"
     assert reason(data, ImageLimits(min_side=101)) == "image-too-small"
+    assert reason(data, ImageLimits(min_pixels=20_001)) == "image-too-small"
+    assert reason(data, ImageLimits(max_side=199)) == "image-too-long"
     assert reason(data, ImageLimits(max_aspect=1.9)) == "image-aspect"
     assert reason(data, ImageLimits(max_bytes=len(data) - 1)) == "image-too-large"
 
 
 def test_limits_are_inclusive() -> None:
     data = encoded(photo(200, 100))
-    limits = ImageLimits(max_bytes=len(data), max_pixels=20_000, min_side=100, max_aspect=2)
+    limits = ImageLimits(max_bytes=len(data), max_pixels=20_000, min_pixels=20_000, min_side=100, max_side=200, max_aspect=2)
+    assert is_wanted(data, limits)
     assert decode_image(data, limits).size == (200, 100)
 
 
+@given(
+    width=st.integers(1, 60),
+    height=st.integers(1, 60),
+    limits=st.builds(
+        ImageLimits,
+        max_bytes=st.sampled_from([90, 1 << 20]),
+        max_pixels=st.integers(900, 3600),
+        min_pixels=st.integers(1, 900),
+        min_side=st.integers(1, 20),
+        max_side=st.none() | st.integers(20, 60),
+        max_aspect=st.floats(1, 8),
+    ),
+)
+def test_what_is_wanted_by_its_header_is_what_is_decoded(width: int, height: int, limits: ImageLimits) -> None:
+    data = encoded(Image.new("L", (width, height)))
+    try:
+        decode_image(data, limits)
+        decoded = True
+    except ItemError:
+        decoded = False
+    short, long = sorted((width, height))
+    inside = limits.min_pixels <= width * height <= limits.max_pixels and limits.min_side <= short
+    inside = inside and long <= (limits.max_side or long) and long <= limits.max_aspect * short
+    assert is_wanted(data, limits) == decoded == (inside and len(data) <= limits.max_bytes)
+
+
 def test_impossible_limits_are_refused() -> None:
+    for wrong in ({"min_pixels": 9, "max_pixels": 8}, {"min_side": 9, "max_side": 8}, {"max_side": 0}, {"min_pixels": 0}):
+        with pytest.raises(ValueError, match="limits"):
+            ImageLimits(**wrong)
     with pytest.raises(ValueError, match="max_pixels"):
         ImageLimits(max_pixels=10**9)
 

@@ -103,3 +103,7 @@ class ItemError(Exception):
         self.reason = reason
         self.message = message
         super().__init__(f"{reason}: {message}")
+
+
+class UnwantedItem(ItemError):  # noqa: N818 - as above
+    """A media item that is sound as far as was looked at it, but outside of the bounds that were asked for: it is filtered."""

@@ -26,7 +26,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from tokkit.errors import ItemError, TransientError
+from tokkit.errors import ItemError, TransientError, UnwantedItem
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "TIFF", "JPEG2000", "MPO", "QOI", "PPM", "DDS")
 
@@ -52,21 +52,31 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 class ImageLimits:
     """Bounds on a picture, checked before its pixels are decoded.
 
+    What is above the first two cannot be decoded safely, and is an error; the others say which pictures are wanted. All are
+    about sides and their product, which EXIF's turns leave as they are.
+
     Attributes:
         max_bytes: length of the encoded file.
         max_pixels: width times height (at most 178,956,970: Pillow opens nothing larger).
+        min_pixels: width times height.
         min_side: pixels of the shorter side.
+        max_side: pixels of the longer side; None is no bound.
         max_aspect: longer side over shorter side.
     """
 
     max_bytes: int = 64 * 2**20
     max_pixels: int = 64 * 2**20
+    min_pixels: int = 1
     min_side: int = 8
+    max_side: int | None = None
     max_aspect: float = 20.0
 
     def __post_init__(self) -> None:
-        if self.max_bytes < 1 or self.min_side < 1 or self.max_aspect < 1 or not 1 <= self.max_pixels <= PILLOW_MAX_PIXELS:
+        least = (self.max_bytes, self.min_pixels, self.min_side, self.max_aspect, 1 if self.max_side is None else self.max_side)
+        if min(least) < 1 or not 1 <= self.max_pixels <= PILLOW_MAX_PIXELS:
             raise ValueError(f"limits must be at least 1, and max_pixels at most {PILLOW_MAX_PIXELS:,}: {self}")
+        if self.min_pixels > self.max_pixels or (self.max_side is not None and self.min_side > self.max_side):
+            raise ValueError(f"no picture is within these limits: {self}")
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -79,16 +89,11 @@ def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Ima
         A loaded picture of mode RGB, or RGBA where the file has an alpha channel or a transparent colour.
 
     Raises:
-        ItemError: ``image-empty``, ``image-unrecognised``, ``image-truncated``, ``image-too-large``, ``image-too-small``,
-            ``image-aspect`` or ``image-damaged``.
+        ItemError: ``image-empty``, ``image-unrecognised``, ``image-truncated``, ``image-too-large`` or ``image-damaged``.
+        UnwantedItem: ``image-too-small``, ``image-too-long`` or ``image-aspect``.
         TransientError: out of memory, which says nothing of the picture.
     """
-    if not data:
-        raise ItemError("image-empty", "the file has no bytes")
-    if len(data) > limits.max_bytes:
-        raise ItemError("image-too-large", f"{len(data):,} bytes, more than {limits.max_bytes:,}")
-    image = _open(data)
-    _check_size(image.size, limits)
+    image = _opened(data, limits)
     try:
         image.load()
         turn = TRANSPOSE.get(_orientation(image))
@@ -98,6 +103,30 @@ def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Ima
         raise
     except Exception as error:
         raise _blame(error) from error
+
+
+def is_wanted(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> bool:
+    """Whether a picture can be opened and is within the bounds, as far as its header tells; nothing is decoded.
+
+    Raises:
+        TransientError: out of memory, which says nothing of the picture.
+    """
+    try:
+        _opened(data, limits)
+    except ItemError:
+        return False
+    return True
+
+
+def _opened(data: bytes, limits: ImageLimits) -> Image.Image:
+    """The picture by its header, within the bounds; see :func:`decode_image` for what is raised."""
+    if not data:
+        raise ItemError("image-empty", "the file has no bytes")
+    if len(data) > limits.max_bytes:
+        raise ItemError("image-too-large", f"{len(data):,} bytes, more than {limits.max_bytes:,}")
+    image = _open(data)
+    _check_size(image.size, limits)
+    return image
 
 
 @cache
@@ -130,9 +159,13 @@ def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
     if width * height > limits.max_pixels:
         raise ItemError("image-too-large", f"{width}x{height} by its header, more than {limits.max_pixels:,} pixels")
     if short < limits.min_side:
-        raise ItemError("image-too-small", f"{width}x{height}, shorter side below {limits.min_side}")
+        raise UnwantedItem("image-too-small", f"{width}x{height}, shorter side below {limits.min_side:,}")
+    if width * height < limits.min_pixels:
+        raise UnwantedItem("image-too-small", f"{width}x{height}, fewer than {limits.min_pixels:,} pixels")
+    if limits.max_side is not None and long > limits.max_side:
+        raise UnwantedItem("image-too-long", f"{width}x{height}, longer side above {limits.max_side:,}")
     if long > limits.max_aspect * short:
-        raise ItemError("image-aspect", f"{width}x{height}, sides more than {limits.max_aspect:g} to 1")
+        raise UnwantedItem("image-aspect", f"{width}x{height}, sides more than {limits.max_aspect:g} to 1")
 
 
 def _blame(error: Exception) -> Exception:
