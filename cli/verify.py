@@ -48,7 +48,9 @@ def verify(
     filters: Annotated[
         list[str] | None,
         typer.Option(
-            "--filter", metavar="MODULE:FUNCTION", help="Where a filter is now, if it was moved; if several, all in order."
+            "--filter",
+            metavar="MODULE:FUNCTION",
+            help="A filter that the documents went through; needed for --reencode, all in order.",
         ),
     ] = None,
     device: Annotated[

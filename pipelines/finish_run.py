@@ -44,7 +44,8 @@ def finish(config: FinishConfig, progress: Progress) -> ShardResult:
     recorded = read_json(job)
     if not isinstance(recorded, dict):
         raise DataError(f"{job} is damaged: it holds no options")
-    options = {**recorded, "out": config.directory, "device": "cpu"}
+    # What a file of the output names is not run: no document is looked at here, so no function of the user's is asked.
+    options = {**recorded, "out": config.directory, "device": "cpu", "filters": []}
     with opened(validated(ShardConfig, str(job), options), progress, recorded=True) as run:
         packs = complete(run)
     return ShardResult(config.directory, load_manifest(config.directory), {"units": 0}, packs)

@@ -68,8 +68,15 @@ class Setup:
     filters: dict[str, str]  # digests of the user's functions
 
 
-def prepare(config: ShardConfig, resolved: ResolvedInputs) -> Setup:
-    """Load the tokenizers once, to know the vocabulary and the fingerprints; workers load them again."""
+def prepare(config: ShardConfig, resolved: ResolvedInputs, filters: dict[str, str] | None = None) -> Setup:
+    """Load the tokenizers once, to know the vocabulary and the fingerprints; workers load them again.
+
+    Args:
+        filters: digests of the user's functions, where these are not to be loaded.
+
+    Raises:
+        UsageError: a tokenizer, a function or a package cannot be used.
+    """
     from tokkit.tokenizers.text import load_text_tokenizer
 
     released = _released(config)
@@ -92,7 +99,8 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs) -> Setup:
         options["perceptual_hash"] = hash_versions()
     if config.fix_text:
         options[REPAIR] = repair_versions(config.fix_text)
-    filters = filter_digests(load_filters(config.filters))
+    if filters is None:
+        filters = _digests(config)
     if filters:
         options[FILTERS] = filters
     semantic = {
@@ -109,6 +117,13 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs) -> Setup:
     numeric = numeric_environment(None if image is None else device, config.batch_size, config.text_engine, packages)
     preprocessing = image.config.preprocessing if image is not None else None
     return Setup(vocabulary, layout, tokenizers, semantic, numeric, str(device or "cpu"), preprocessing, filters)
+
+
+def _digests(config: ShardConfig) -> dict[str, str]:
+    try:
+        return filter_digests(load_filters(config.filters))
+    except ValueError as error:
+        raise UsageError(f"--filter: {error}") from None
 
 
 def _released(config: ShardConfig) -> ReleasedVocabulary | None:

@@ -94,11 +94,11 @@ class Reencoder:
     """Everything that encoding again needs, found and checked beforehand.
 
     Args:
-        config: of the verification; ``inputs``, ``filters`` and the tokenizers' paths win over what ``run/`` recorded.
+        config: of the verification; ``inputs`` and the tokenizers' paths win over what ``run/`` recorded.
         manifest, vocabulary: of the output.
 
     Raises:
-        UsageError: an input, a tokenizer or a filter is not where it was.
+        UsageError: an input or a tokenizer is not where it was, or filters are not named.
         DataError: a tokenizer, a filter or what repairs texts is not the one that was used, or the recorded options cannot be
             read.
     """
@@ -265,16 +265,23 @@ def _options(config: VerifyConfig, manifest: Manifest, batch_size: object) -> Sh
 
 
 def _filters(config: VerifyConfig, manifest: Manifest) -> list[str]:
-    """The user's functions, where they are now; they must be those that the documents went through."""
+    """The user's functions as they were named; they must be those that the documents went through.
+
+    They are code: what the output says of where they are is told, and not run.
+    """
     then = manifest.semantic.get(FILTERS)
-    if not isinstance(then, dict):
+    if not isinstance(then, dict) or not then:
         return []
-    recorded = _job(config).get("filters")
-    specs = list(config.filters) or (recorded if isinstance(recorded, list) else [])
+    specs = list(config.filters)
+    if not specs:
+        recorded = _job(config).get("filters")
+        found = recorded if isinstance(recorded, list) else [name.partition(" ")[2] for name in then]
+        asked = " ".join(f"--filter {spec}" for spec in found)
+        raise UsageError(f"documents went through filters, which are run only if you name them: give {asked}")
     try:
         now = filter_digests(load_filters(specs))
     except ValueError as error:
-        raise UsageError(f"documents went through a filter that is not where it was: {error}; name it with --filter") from None
+        raise UsageError(f"--filter: {error}") from None
     if now != then:
         listed = "\n".join(f"  - {line}" for line in differences(then, now))
         raise DataError(f"documents went through other filters than these, or of another content:\n{listed}")

@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError
 from tokkit.conditions import parse_conditions
 from tokkit.dedup.decisions import Decisions
 from tokkit.errors import DataError, FingerprintMismatch, ResumableStop, UsageError
-from tokkit.filters import absolute_spec, load_filters
+from tokkit.filters import absolute_spec, check_specs
 from tokkit.interleave import ImageLayout, PairOrder
 from tokkit.media.images import ImageLimits
 from tokkit.packing.policy import SplitPolicy
@@ -49,7 +49,7 @@ from tokkit.pipelines.ledger import CommitRecord, Ledger
 from tokkit.pipelines.meter import Meter
 from tokkit.pipelines.mixed import admit, measure
 from tokkit.pipelines.plan import INPUTS, PlannedUnit, check_inputs, make_plan
-from tokkit.pipelines.prepare import Setup, prepare
+from tokkit.pipelines.prepare import FILTERS, Setup, prepare
 from tokkit.pipelines.progress import Progress
 from tokkit.pipelines.settings import Size
 from tokkit.pipelines.sharing import SharedUnits
@@ -183,8 +183,8 @@ class ShardConfig(BaseModel):
 
     @field_validator("filters")
     @classmethod
-    def _can_be_loaded(cls, filters: list[str]) -> list[str]:
-        load_filters(filters)
+    def _name_functions(cls, filters: list[str]) -> list[str]:
+        check_specs(filters)
         return filters
 
     @field_validator("max_characters", "max_images")
@@ -314,13 +314,15 @@ def opened(config: ShardConfig, progress: Progress, *, recorded: bool = False) -
     """Claim the output directory and plan the run, or find that done; for the length of a ``with`` block.
 
     Args:
-        recorded: nothing is to be encoded, so the numeric environment is the recorded one, whatever this machine's is.
+        recorded: nothing is to be encoded, so the numeric environment is the recorded one, whatever this machine's is, and the
+            user's functions are not loaded.
     """
     check_dedup(config)
     resolved = resolve_inputs(config.inputs, config.source_options)
-    setup = prepare(config, resolved)
-    if recorded:
-        setup = replace(setup, numeric=claimed(config.out / CONFIG)["numeric"])
+    before = claimed(config.out / CONFIG) if recorded else None
+    setup = prepare(config, resolved, None if before is None else before["semantic"].get(FILTERS, {}))
+    if before is not None:
+        setup = replace(setup, numeric=before["numeric"])
     try:
         try:
             _claim(config, setup, resolved)

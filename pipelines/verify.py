@@ -57,7 +57,7 @@ class VerifyConfig(BaseModel):
         reencode: documents that are read from the input and encoded again; 0 for none.
         seed: chooses these.
         text_tokenizer, image_tokenizer: where they are now, if not where the run had them.
-        filters: the user's own functions, in the run's order, if they are not where the run had them.
+        filters: the user's own functions, in the run's order, where documents went through any.
         inputs: where sources are now, if not where the run had them: ``NAME=FOLDER``, or ``FOLDER`` where there is one source.
         images: where picture stores are now, all of them in the run's order, if not where the run had them.
         device: to encode on: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,9 +24,10 @@ from tokkit.errors import ConfigError, DataError, FingerprintMismatch, TokkitErr
 from tokkit.pipelines import mixed, prepare
 from tokkit.pipelines.admission import Admission
 from tokkit.pipelines.findings import VerifyResult
+from tokkit.pipelines.finish_run import FinishConfig, finish
 from tokkit.pipelines.progress import SilentProgress
 from tokkit.pipelines.settings import validated
-from tokkit.pipelines.shard import ShardConfig, shard
+from tokkit.pipelines.shard import ShardConfig, shard, shard_part
 from tokkit.pipelines.verify import VerifyConfig, verify
 from tokkit.shards.manifest import Manifest
 from tokkit.shards.native import open_shards
@@ -135,7 +137,7 @@ def clean_py(tmp_path: Path) -> Path:
     return path
 
 
-def everything(clean_py: Path) -> dict[str, object]:
+def everything(clean_py: Path) -> dict[str, Any]:
     """All options at once."""
     return {
         "fix_text": ["encoding", "html"],
@@ -183,7 +185,7 @@ def test_everything_at_once_adds_up_and_every_pass_agrees(
 ) -> None:
     out = tmp_path / "out"
     manifest = world.run(out, **everything(clean_py), dedup=dedup)
-    again = checked(out).reencoded
+    again = checked(out, filters=tuple(everything(clean_py)["filters"])).reencoded
     assert again is not None
     assert again.documents == again.exact == manifest.documents["committed"]
     assert outcomes(manifest, "pairs") == {
@@ -337,6 +339,7 @@ def test_texts_are_repaired_before_anything_is_compared(world: World, tmp_path: 
 def test_a_changed_filter_is_noticed(world: World, tmp_path: Path, clean_py: Path) -> None:
     out, options = tmp_path / "out", {"filters": [f"{clean_py}:keep"]}
     world.run(out, **options)
+    named = (f"{clean_py}:keep",)
     before = snapshot(out)
     clean_py.write_text(FILTER.replace('"t5"', '"t6"'))
     for changed in (options, {}, {"filters": [f"{clean_py}:tidy"]}):
@@ -345,16 +348,44 @@ def test_a_changed_filter_is_noticed(world: World, tmp_path: Path, clean_py: Pat
     with pytest.raises(FingerprintMismatch, match=r"- filters\.1\. clean\.py:keep: [0-9a-f]{16} -> [0-9a-f]{16}"):
         world.run(out, **options)
     with pytest.raises(DataError, match=r"(?s)went through other filters.*1\. clean\.py:keep: [0-9a-f]{16} -> [0-9a-f]{16}"):
-        verify(VerifyConfig(directory=out, reencode=5), SILENT)
+        verify(VerifyConfig(directory=out, reencode=5, filters=named), SILENT)
     moved = Path(shutil.move(clean_py, tmp_path / "moved.py"))
-    with pytest.raises(UsageError, match=r"clean\.py cannot be read.*name it with --filter"):
-        verify(VerifyConfig(directory=out, reencode=5), SILENT)
+    with pytest.raises(UsageError, match=r"--filter: .*clean\.py: no such file"):
+        verify(VerifyConfig(directory=out, reencode=5, filters=named), SILENT)
     moved.write_text(FILTER)
     (tmp_path / "elsewhere").mkdir()
     shutil.move(moved, tmp_path / "elsewhere" / "clean.py")
     checked(out, filters=(f"{tmp_path}/elsewhere/clean.py:keep",))
     world.run(out, filters=[f"{tmp_path}/elsewhere/clean.py:keep"])
     assert snapshot(out) == before
+
+
+def test_what_an_output_names_is_not_run(world: World, tmp_path: Path, clean_py: Path) -> None:
+    """Neither to encode again nor to finish; with it named, both end well."""
+    out, options = tmp_path / "out", {"filters": [f"{clean_py}:keep"]}
+    shard_part(world.config(out, **options, shard_index=0, shard_count=1), SILENT)
+    clean_py.rename(tmp_path / "kept.py")
+    clean_py.write_text(f"open({str(tmp_path / 'run')!r}, 'w')\n")
+    finish(FinishConfig(directory=out), SILENT)
+    with pytest.raises(UsageError, match=f"run only if you name them: give --filter {clean_py}:keep"):
+        verify(VerifyConfig(directory=out, reencode=5), SILENT)
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "kept.py").replace(clean_py)
+    checked(out, filters=tuple(options["filters"]))
+    whole = tmp_path / "whole"
+    world.run(whole, **options)
+    assert snapshot(whole) == snapshot(out)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_that_says_nothing_of_the_document_leaves_the_run_resumable(
+    world: World, tmp_path: Path, workers: int
+) -> None:
+    (tmp_path / "service.py").write_text("def keep(document): raise ConnectionError('no answer')\n")
+    with pytest.raises(TokkitError, match=r"service\.py:keep failed at .*ConnectionError: no answer") as caught:
+        world.run(tmp_path / "out", filters=[f"{tmp_path}/service.py:keep"], workers=workers)
+    assert caught.value.exit_code == 75
+    assert not list((tmp_path / "out" / "commits").iterdir())
 
 
 @pytest.mark.parametrize("dedup", [[], ["documents"]])
@@ -388,8 +419,6 @@ def test_a_comparison_of_environments_admits_alike(
     world: World, tmp_path: Path, clean_py: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, options = tmp_path / "out", everything(clean_py)
-    from tokkit.pipelines.shard import shard_part
-
     shard_part(world.config(out, **options, shard_index=0, shard_count=2), SILENT)
     original = prepare.numeric_environment
     monkeypatch.setattr(prepare, "numeric_environment", lambda *a: original(*a) | {"device": "another"})
@@ -409,7 +438,7 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path, clean_py: Path) -> Non
         "out": tmp_path / "out",
         "text_tokenizer": clean_py,
         "fix_text": ["nfc", "nfkc"],
-        "filters": [f"{clean_py}:gone"],
+        "filters": ["gone.py:keep"],
         "min_characters": 9,
         "max_characters": 5,
         "min_images": -1,
@@ -419,7 +448,7 @@ def test_everything_wrong_is_told_at_once(tmp_path: Path, clean_py: Path) -> Non
         validated(ShardConfig, "tokkit shard", options)
     for line in (
         "fix_text: nfc and nfkc are two normalization forms",
-        "clean.py has no gone",
+        "filters: gone.py: no such file",
         "max_characters: less than the least, 9",
         "min_images: Input should be greater than or equal to 0",
         "image_limits: no picture is within these limits",
@@ -468,7 +497,8 @@ def test_the_command_takes_all_of_it(
     assert job["filters"] == [f"{clean_py}:keep", f"{clean_py}:tidy"]
     assert str(tmp_path) not in (tmp_path / "one" / "config.json").read_text()
     monkeypatch.chdir(world.folder)
-    code, _, errors = run("verify", tmp_path / "one", "--reencode", 1000)
+    functions = [part for spec in job["filters"] for part in ("--filter", spec)]
+    code, _, errors = run("verify", tmp_path / "one", "--reencode", 1000, *functions)
     assert code == 0, errors
     code, _, errors = run("verify", tmp_path / "one", "--filter", "clean.py:keep")
     assert code == 2
@@ -515,7 +545,7 @@ def test_a_document_at_which_a_filter_kills_is_a_reject(
     (found,) = [line for line in lines if line["outcome"] == "rejected"]
     assert (found["id"], found["reason"]) == ("t7", "crashes-process")
     assert cause in found["message"]
-    assert verify(VerifyConfig(directory=tmp_path / "out", reencode=100), SILENT).ok
+    assert verify(VerifyConfig(directory=tmp_path / "out"), SILENT).ok
 
 
 @pytest.mark.slow

@@ -179,7 +179,7 @@ def test_of_a_module_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.M
         ("keep", "'keep' names no function: write MODULE:FUNCTION"),
         (":keep", "names no function"),
         ("a.py:", "names no function"),
-        ("missing.py:keep", "missing.py cannot be read: No such file"),
+        ("missing.py:keep", "missing.py: no such file"),
         ("a.py:other", "a.py has no other"),
         ("a.py:NUMBER", "NUMBER is a int, not a function"),
         ("broken.py:keep", r"broken.py cannot be loaded: SyntaxError"),
@@ -203,3 +203,17 @@ def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
         (tmp_path / folder / "clean.py").write_text(f"def keep(document): return {folder!r}\n")
     with pytest.raises(ValueError, match=r"two filters are called clean\.py:keep"):
         load_filters([f"{tmp_path}/one/clean.py:keep", f"{tmp_path}/two/clean.py:keep"])
+
+
+def test_what_a_function_prints_is_not_the_command_s_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "loud.py").write_text("print('loaded')\ndef keep(document):\n    print('asked')\n    return True\n")
+    (loud,) = load_filters([f"{tmp_path}/loud.py:keep"])
+    assert loud.judge(DOCUMENT) is DOCUMENT
+    assert capsys.readouterr() == ("", "loaded\nasked\n")
+
+
+def test_an_error_says_where_and_is_the_same_in_each_process(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("def deeper():\n    raise ValueError(object())\ndef keep(document): return deeper()\n")
+    failure = load_filter(f"{tmp_path}/bad.py:keep").judge(DOCUMENT).failure
+    assert failure is not None
+    assert failure.message == "bad.py:keep: ValueError: <object object at 0x...> (bad.py, line 2)"

@@ -12,6 +12,9 @@ input has one outcome and no other item has. One that it leaves out is filtered;
 
 What the function raises is the document's outcome, a reject with the reason ``filter-error``, as is an answer that is none of
 these. Only what says nothing of the document (memory, I/O) is not.
+
+To load a function is to run the file that it stands in, so this is done with what was named on the command line or in a recipe,
+and never because a file of an output says so.
 """
 
 from __future__ import annotations
@@ -20,9 +23,12 @@ import hashlib
 import importlib
 import inspect
 import json
+import re
 import sys
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -35,6 +41,7 @@ from tokkit.errors import TransientError
 ERROR = "filter-error"  # the reason of a document at which a function fails
 EXAMPLE = "write MODULE:FUNCTION or FILE.py:FUNCTION"
 SHOWN = 500  # characters of a message
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class _AnswerError(Exception):
@@ -63,12 +70,14 @@ class UserFilter:
         """
         given = replace(document, metadata=MappingProxyType(dict(document.metadata)))
         try:
-            answer = self.function(given)
+            with redirect_stdout(sys.stderr):  # standard output is for the command's result
+                answer = self.function(given)
         except (TransientError, MemoryError, OSError) as error:
             where = f"{document.source}/{document.locator}"
             raise TransientError(f"the filter {self.name} failed at {where}: {_told(error)}") from error
         except (Exception, SystemExit) as error:  # whatever somebody else's function raises
-            return replace(document, failure=Failure(Outcome.REJECTED, ERROR, f"{self.name}: {_told(error)}"))
+            message = f"{self.name}: {_told(error)}{_place(error)}"
+            return replace(document, failure=Failure(Outcome.REJECTED, ERROR, message))
         left_out = Failure(Outcome.FILTERED, f"filter {self.name}")
         if answer is given or (isinstance(answer, bool | np.bool_) and answer):
             return document
@@ -82,20 +91,30 @@ class UserFilter:
             return replace(document, failure=Failure(Outcome.REJECTED, ERROR, f"{self.name}: {error}"))
 
 
-def load_filters(specs: Sequence[str]) -> tuple[UserFilter, ...]:
-    """Load several functions; ValueError with what is wrong with the first that cannot be, or where two have one name."""
-    filters = tuple(map(load_filter, specs))
-    names = [one.name for one in filters]
+def check_specs(specs: Sequence[str]) -> None:
+    """ValueError with what is wrong with how functions are named, as far as can be told without running anything."""
+    for spec in specs:
+        place, _, attribute = spec.rpartition(":")
+        if not place or not attribute:
+            raise ValueError(f"{spec!r} names no function: {EXAMPLE}")
+        if place.endswith(".py") and not Path(place).is_file():
+            raise ValueError(f"{place}: no such file")
+    names = [f"{Path(place).name}:{attribute}" for place, _, attribute in (spec.rpartition(":") for spec in specs)]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ValueError(f"two filters are called {twice[0]}, and outcomes are counted by that name: rename one")
-    return filters
+
+
+def load_filters(specs: Sequence[str]) -> tuple[UserFilter, ...]:
+    """Load several functions; ValueError with what is wrong with the first that cannot be."""
+    check_specs(specs)
+    with redirect_stdout(sys.stderr):
+        return tuple(map(load_filter, specs))
 
 
 def load_filter(spec: str) -> UserFilter:
     """Load a function; ValueError with what is wrong with it."""
+    check_specs([spec])
     place, _, attribute = spec.rpartition(":")
-    if not place or not attribute:
-        raise ValueError(f"{spec!r} names no function: {EXAMPLE}")
     if place.endswith(".py"):
         path = Path(place)
         module, source = _of_file(path)
@@ -254,4 +273,11 @@ def _told(error: BaseException) -> str:
         text = str(error)
     except Exception:  # an exception of somebody else's that cannot even be printed
         text = ""
+    text = _ADDRESS.sub(" at 0x...", text)  # it is another in each process, and rejects are part of the output
     return f"{type(error).__name__}: {text}"[:SHOWN] if text else type(error).__name__
+
+
+def _place(error: BaseException) -> str:
+    """Where in somebody else's code an error came from."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f" ({Path(last.filename).name}, line {last.lineno})" if last.filename != __file__ else ""
