@@ -365,8 +365,8 @@ def test_what_an_output_names_is_not_run(world: World, tmp_path: Path, clean_py:
     out, options = tmp_path / "out", {"filters": [f"{clean_py}:keep"]}
     shard_part(world.config(out, **options, shard_index=0, shard_count=1), SILENT)
     clean_py.rename(tmp_path / "kept.py")
-    clean_py.write_text(f"open({str(tmp_path / 'run')!r}, 'w')\n")
     finish(FinishConfig(directory=out), SILENT)
+    clean_py.write_text(f"open({str(tmp_path / 'run')!r}, 'w')\n")
     with pytest.raises(UsageError, match=f"run only if you name them: give --filter {clean_py}:keep"):
         verify(VerifyConfig(directory=out, reencode=5), SILENT)
     assert not (tmp_path / "run").exists()

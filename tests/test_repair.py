@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 
+import ftfy
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokkit.errors import UsageError
-from tokkit.repair import REPAIRS, Repair, TextRepair, normal_repairs, repair_versions
+from tokkit.repair import LAYERS, LONGEST, REPAIRS, Repair, TextRepair, normal_repairs, repair_versions
 
 # One text for each kind, and what that kind alone makes of it.
 OWN: dict[Repair, tuple[str, str]] = {
@@ -54,10 +56,57 @@ def test_encoding_alone_leaves_sound_text_as_it_is(text: str) -> None:
     assert TextRepair(["encoding"])(text) is text
 
 
+def as_ftfy_does(kinds: list[Repair], text: str) -> str:
+    """The same by ftfy itself, which knows no bounds."""
+    config = ftfy.TextFixerConfig(
+        unescape_html="html" in kinds and "<" not in text,
+        remove_terminal_escapes="controls" in kinds,
+        fix_encoding="encoding" in kinds,
+        fix_c1_controls="encoding" in kinds,
+        fix_surrogates="encoding" in kinds,
+        fix_latin_ligatures="ligatures" in kinds,
+        fix_character_width="width" in kinds,
+        uncurl_quotes="quotes" in kinds,
+        fix_line_breaks="line-breaks" in kinds,
+        remove_control_chars="controls" in kinds,
+        normalization="NFC" if "nfc" in kinds else "NFKC" if "nfkc" in kinds else None,
+    )
+    return str(ftfy.fix_text(text, config))
+
+
+@settings(max_examples=400)
 @given(kinds=kinds_of, text=st.one_of(texts, st.text(st.characters(max_codepoint=127))))
-def test_what_is_not_handed_to_ftfy_would_come_back_unchanged(kinds: list[Repair], text: str) -> None:
+def test_it_is_what_ftfy_does_also_of_what_is_not_handed_to_it(kinds: list[Repair], text: str) -> None:
+    assert TextRepair(kinds)(text) == as_ftfy_does(kinds, text)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "text"),
+    [(["encoding"], ("Â" * 8000 + "© ") * 10), (["html"], "&" + "amp;" * 400_000), (["nfc"], "a" + "\u0301\u0316" * 200_000)],
+)
+def test_a_text_that_was_made_to_take_forever_does_not(kinds: list[Repair], text: str) -> None:
+    """By ftfy alone the first takes hours; here it is a matter of seconds, in steps that are counted."""
     repair = TextRepair(kinds)
-    assert repair(text) == repair._fix(text, repair._config)
+    steps = Counter[str]()
+    decode_again, fix = repair._decode_again, repair._fix
+    repair._fix = lambda *a: steps.update(["fix"]) or fix(*a)
+    if decode_again is not None:
+        repair._decode_again = lambda *a: steps.update(["decode"]) or decode_again(*a)
+    assert len(repair(text)) <= len(text)
+    segments = -(-len(text) // LONGEST)
+    assert steps["fix"] <= LAYERS * segments
+    assert steps["decode"] <= LAYERS**2 * segments
+    if decode_again is not None:
+        assert steps["decode"] > 10 * LAYERS  # it would have gone on
+
+
+def test_lines_and_long_lines_are_mended_each_by_itself() -> None:
+    """A very long line is cut at a space, and nothing is lost where there is none."""
+    words = "cafÃ© " * 5000
+    assert TextRepair(["encoding"])(words) == "café " * 5000
+    whole = "x" * (3 * LONGEST) + "é\n" + "é" * (2 * LONGEST + 1)
+    assert TextRepair(["encoding", "nfc"])(whole) is whole
+    assert TextRepair(["html"])("&amp;\nb < c") == "&amp;\nb < c"
 
 
 @given(kinds=kinds_of, text=st.text(st.characters(codec=None, categories=None), max_size=60))
