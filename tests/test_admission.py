@@ -383,7 +383,8 @@ def test_an_error_that_says_nothing_of_the_document_leaves_the_run_resumable(
 ) -> None:
     (tmp_path / "service.py").write_text("def keep(document): raise ConnectionError('no answer')\n")
     with pytest.raises(TokkitError, match=r"service\.py:keep failed at .*ConnectionError: no answer") as caught:
-        world.run(tmp_path / "out", filters=[f"{tmp_path}/service.py:keep"], workers=workers)
+        options = {"inputs": world.inputs[2:], "unit_bytes": 1 << 20, "workers": workers}
+        world.run(tmp_path / "out", **options, filters=[f"{tmp_path}/service.py:keep"])
     assert caught.value.exit_code == 75
     assert not list((tmp_path / "out" / "commits").iterdir())
 

@@ -106,6 +106,7 @@ def test_lines_and_long_lines_are_mended_each_by_itself() -> None:
     assert TextRepair(["encoding"])(words) == "café " * 5000
     whole = "x" * (3 * LONGEST) + "é\n" + "é" * (2 * LONGEST + 1)
     assert TextRepair(["encoding", "nfc"])(whole) is whole
+    assert TextRepair(["encoding"])("â\x85\x93 cup") == "⅓ cup"  # U+0085 ends no line
     assert TextRepair(["html"])("&amp;\nb < c") == "&amp;\nb < c"
 
 
