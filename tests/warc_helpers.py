@@ -127,6 +127,20 @@ def scan(path: Path) -> list[tuple[str, str, int | None, str]]:
     return found
 
 
+def scan_arc(path: Path) -> list[tuple[str, str, int | None, str]]:
+    """The same of an ARC: each record a line of URL, address, date, type and length, then so many bytes and a line end."""
+    data = gzip.decompress(path.read_bytes()) if path.name.endswith(".gz") else path.read_bytes()
+    found = []
+    while data:
+        head, _, behind = data.partition(b"\n")
+        url, _, _, kind, length = head.decode("latin-1").rsplit(" ", 4)
+        block, data = behind[: int(length)], behind[int(length) :].lstrip(b"\r\n")
+        is_http = block.startswith(b"HTTP/")
+        status = int(block.split(None, 2)[1]) if is_http else None
+        found.append(("response" if url.startswith("http") else "other", url, status, kind))
+    return found
+
+
 def stored(data: bytes) -> bytes:
     """A gzip member whose deflate stream is stored blocks: ``data`` lies in it as it is, cut every 65,535 bytes."""
     blocks = [data[i : i + 65535] for i in range(0, len(data), 65535)] or [b""]
