@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -43,8 +44,8 @@ def open_decompressed(path: str, name: str) -> Iterator[BinaryIO]:
     """The file's content as a stream, by the standard library's own readers; raises one of ``DAMAGE_ERRORS`` for damage."""
     lower = name.lower()
     if lower.endswith(".zip"):
-        with zipfile.ZipFile(path) as archive, archive.open(_only_member(archive)) as stream:
-            yield stream  # type: ignore[misc]
+        with Path(path).open("rb") as file, _opened(file, Path(path).stat().st_size) as (_, stream):
+            yield stream
     elif lower.endswith(".zst"):
         import pyarrow as pa
 
@@ -77,14 +78,12 @@ def unzip(file: BinaryIO) -> Iterator[tuple[int, bytes] | StreamDamage]:
     size = file.seek(0, io.SEEK_END)
     begin = 0
     try:
-        with zipfile.ZipFile(file) as archive:
-            member = _only_member(archive)
-            begin, whole = member.header_offset, max(1, member.file_size)
+        with _opened(file, size) as (member, stream):
+            begin, whole = min(member.header_offset, size), max(1, member.file_size)
             given = 0
-            with archive.open(member) as stream:
-                while piece := stream.read(_PIECE):
-                    given += len(piece)
-                    yield begin + min(member.compress_size, member.compress_size * given // whole), piece
+            while piece := stream.read(_PIECE):
+                given += len(piece)
+                yield min(size, begin + min(member.compress_size, member.compress_size * given // whole)), piece
     except ItemError as error:
         yield StreamDamage(0, error.reason, error.message)
         return
@@ -123,7 +122,48 @@ def unzstd(file: BinaryIO) -> Iterator[tuple[int, bytes] | StreamDamage]:
     yield size, b""
 
 
+class _Within:
+    """A file for :mod:`zipfile` in which a damaged offset is damage, where the system would call it an error of its own."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size = file, size
+        self.tell = file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(self._size if size < 0 else min(size, self._size))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._file.tell(), io.SEEK_END: self._size}[whence]
+        if not 0 <= place <= self._size:
+            raise OSError(f"it points to byte {place} of {self._size}")  # without a number: no fault of the disk's
+        return self._file.seek(place)
+
+    def seekable(self) -> bool:
+        return True
+
+
+@contextlib.contextmanager
+def _opened(file: BinaryIO, size: int) -> Iterator[tuple[zipfile.ZipInfo, BinaryIO]]:
+    """The one file of an archive and what it holds; raises one of ``DAMAGE_ERRORS`` for damage."""
+    with contextlib.ExitStack() as stack:
+        try:
+            archive = stack.enter_context(zipfile.ZipFile(_Within(file, size)))
+            member = _only_member(archive)
+            stream = stack.enter_context(archive.open(member))
+        except (
+            ValueError,
+            IndexError,
+            OverflowError,
+            RuntimeError,
+            struct.error,
+        ) as error:  # of a directory that makes no sense
+            raise zipfile.BadZipFile(f"{type(error).__name__}: {error}") from error
+        yield member, stream  # type: ignore[misc]
+
+
 def _only_member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:
+    if min((member.header_offset for member in archive.infolist()), default=0) > 0:
+        raise ItemError("zip-not-one-file", "something precedes the archive, perhaps another one: unpack it first")
     members = [member for member in archive.infolist() if not member.is_dir()]
     if len(members) != 1:
         raise ItemError("zip-not-one-file", f"{len(members)} files in the archive, where one is expected: unpack it first")

@@ -21,7 +21,7 @@ from tokkit.documents import Audio, Document, Failure, Image, Media, Outcome, Te
 from tokkit.errors import ItemError
 from tokkit.sources.base import Alive, Unit
 from tokkit.sources.media_files import FilesBelow
-from tokkit.sources.parquet import ParquetSource, RowReader, has_binary
+from tokkit.sources.parquet import ParquetSource, RowReader, has_binary, light_leaves
 from tokkit.sources.stores.lookup import instead
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, metadata_of, printable
 
@@ -128,10 +128,10 @@ class _PairRows(RowReader):
 
     def count_items(self, parquet: pq.ParquetFile, group: int, alive: Alive) -> dict[str, int] | None:
         """Media values that are not null; None where some row's text cannot be read, for then the row is no document."""
-        leaves = [f"{name}.{_smallest(parquet.schema_arrow.field(name).type)}" for name in self._media]
+        leaves = [leaf for name in self._media for leaf in light_leaves(parquet, name)]
         table = parquet.read_row_group(group, columns=[*leaves, *self._others], use_threads=False)
         try:
-            table.select(self._others).validate(full=True)
+            table.validate(full=True)
         except pa.ArrowInvalid:
             return None
         items: dict[str, int] = {}
@@ -139,10 +139,6 @@ class _PairRows(RowReader):
             count = pc.sum(table.column(name).is_valid()).as_py() or 0
             items[modality] = items.get(modality, 0) + count
         return {modality: count for modality, count in items.items() if count}
-
-
-def _smallest(kind: pa.StructType) -> str:
-    return "path" if kind.get_field_index("path") >= 0 else "bytes"
 
 
 def _first_text(value: object) -> str:

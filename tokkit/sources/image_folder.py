@@ -129,7 +129,7 @@ def _is_picture(name: str) -> bool:
 
 def _is_there(folder: Path, name: str) -> bool:
     parts = PurePosixPath(name).parts
-    if parts[:1] == ("/",) or any(part.startswith(".") for part in parts):  # outside, or hidden: no document
+    if not parts or parts[0] == "/" or any(part.startswith(".") for part in parts):  # outside, or hidden: no document
         return False
     try:
         return _is_picture(parts[-1]) and (folder / name).is_file()

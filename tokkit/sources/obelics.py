@@ -23,7 +23,7 @@ from tokkit.errors import ItemError
 from tokkit.sources.alttext import with_alt_text
 from tokkit.sources.base import Alive, ContainerDamage, InputFile, Unit
 from tokkit.sources.media_files import FilesBelow, UrlStore, companions_of, prefix_of
-from tokkit.sources.parquet import ParquetSource, RowReader
+from tokkit.sources.parquet import ParquetSource, RowReader, light_leaves
 from tokkit.sources.stores.lookup import Found, instead
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, metadata_of, parse_json, printable
 
@@ -147,9 +147,8 @@ class _ObelicsRows(RowReader):
 
     def count_items(self, parquet: pq.ParquetFile, group: int, alive: Alive) -> dict[str, int] | None:
         """Places of ``images`` that are set; None where any row is irregular, for only reading tells what becomes of it."""
-        inline = pa.types.is_struct(parquet.schema_arrow.field("images").type.value_type)
-        leaf = [f"images.list.element.{_smallest(parquet.schema_arrow)}"] if inline else ["images"]
-        table = parquet.read_row_group(group, columns=[*leaf, *self.columns[self.columns.index("texts") :]], use_threads=False)
+        columns = [*light_leaves(parquet, "images"), *self.columns[self.columns.index("texts") :]]
+        table = parquet.read_row_group(group, columns=columns, use_threads=False)
         images, texts = table.column("images"), table.column("texts")
         lengths = pc.equal(pc.list_value_length(images), pc.list_value_length(texts))
         set_images, set_texts = pc.list_flatten(images).is_valid(), pc.list_flatten(texts).is_valid()
@@ -161,19 +160,14 @@ class _ObelicsRows(RowReader):
         ):
             return None
         try:
-            table.drop_columns(["images"]).validate(full=True)
-            for name in set(_COLUMNS[2:]) & set(table.column_names):
-                for value in table.column(name):
-                    alive()
-                    _json_value(value.as_py())
+            table.validate(full=True)
+            told = [name for name in _COLUMNS[2:] if name in table.column_names]
+            for values in zip(*(table.column(name) for name in told), strict=True):
+                alive()
+                _page({name: value.as_py() for name, value in zip(told, values, strict=True)})
         except (pa.ArrowInvalid, ItemError):
             return None
         return {"image": pc.sum(set_images).as_py() or 0}
-
-
-def _smallest(schema: pa.Schema) -> str:
-    names = [field.name for field in schema.field("images").type.value_type]
-    return "path" if "path" in names else str(names[0])
 
 
 def row_places(row: Mapping[str, object]) -> list[tuple[object, object]]:

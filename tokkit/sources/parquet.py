@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -18,9 +19,13 @@ import pyarrow.parquet as pq
 from tokkit.documents import Document
 from tokkit.errors import ItemError
 from tokkit.sources.base import Alive, Census, ContainerDamage, Source, Unit, UnitReader, silent
-from tokkit.sources.untrusted import failed_document, metadata_of, not_utf8_message
+from tokkit.sources.parquet_footer import GroupPlace, group_places
+from tokkit.sources.untrusted import failed_document, metadata_of, not_utf8_message, printable
 
 BATCH_ROWS = 16
+
+# What Arrow raises over a file: an OSError with an errno is the disk's fault, all else the file's (a name that is not UTF-8).
+UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
 
 Row = dict[str, object]
 
@@ -63,19 +68,31 @@ def has_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind)
 
 
-def group_bytes(metadata: pq.FileMetaData, group: int) -> int:
-    """Compressed bytes of a row group."""
-    info = metadata.row_group(group)
-    return sum(info.column(place).total_compressed_size for place in range(info.num_columns))
+def places_of(path: str, groups: int, size: int) -> list[GroupPlace]:
+    """Where the row groups lie; where that cannot be told, each may be anywhere in the file."""
+    try:
+        found = group_places(path)
+    except ValueError:
+        found = []
+    return found if len(found) == groups else [GroupPlace(0, size, size // groups) for _ in range(groups)]
 
 
-def group_range(metadata: pq.FileMetaData, group: int, size: int) -> tuple[int, int]:
-    """First and last byte (exclusive) of a row group's column chunks in a file of ``size`` bytes."""
-    info = metadata.row_group(group)
-    columns = [info.column(place) for place in range(info.num_columns)]
-    starts = [c.dictionary_page_offset if c.has_dictionary_page else c.data_page_offset for c in columns]
-    stops = [start + c.total_compressed_size for start, c in zip(starts, columns, strict=True)]
-    return max(0, min(starts, default=0)), min(size, max(stops, default=size))
+def names_problem(schema: pa.Schema) -> str:
+    """Why columns cannot be told apart by their names; empty where they can."""
+    repeated = [name for name, count in Counter(schema.names).items() if count > 1]
+    return f"several columns are called {', '.join(repeated)}"[:500] if repeated else ""
+
+
+def light_leaves(parquet: pq.ParquetFile, name: str) -> list[str]:
+    """Paths of what a column of media holds besides the media's bytes, its texts above all; of the bytes where it has no more.
+
+    They are read where the column is only counted: a text that is not UTF-8 makes its row a failure.
+    """
+    schema = parquet.schema
+    leaves = [schema.column(place) for place in range(len(schema))]
+    mine = [leaf for leaf in leaves if leaf.path == name or leaf.path.startswith(f"{name}.")]
+    light = [leaf.path for leaf in mine if "BYTE_ARRAY" not in leaf.physical_type or leaf.logical_type.type == "STRING"]
+    return light or [leaf.path for leaf in mine[:1]]
 
 
 class RowReader(ABC):
@@ -113,15 +130,15 @@ class ParquetSource(Source):
         for file in self.files:
             try:
                 metadata = pq.read_metadata(file.path)
-            except (pa.ArrowException, OSError) as error:
+            except UNREADABLE as error:
                 if not is_damage(error):
                     raise
                 yield Unit(self.name, file.name, file.path, 0, 1, file.size)
                 continue
             start, size = 0, 0
             groups = metadata.num_row_groups
-            for group in range(groups):
-                size += group_bytes(metadata, group)
+            for group, place in enumerate(places_of(file.path, groups, file.size)):
+                size += place.bytes
                 if size >= unit_bytes or group == groups - 1:
                     yield Unit(self.name, file.name, file.path, start, group + 1, size)
                     start, size = group + 1, 0
@@ -136,6 +153,13 @@ class ParquetSource(Source):
             ItemError: ``columns-missing``, where the schema is not of this format.
         """
 
+    def row_reader(self, schema: pa.Schema) -> RowReader:
+        """As :meth:`plan`; raises ItemError ``columns-ambiguous`` as well."""
+        problem = names_problem(schema)
+        if problem:
+            raise ItemError("columns-ambiguous", printable(problem))
+        return self.plan(schema)
+
     def read(self, unit: Unit) -> UnitReader:
         """One document a row."""
         return _ParquetReader(self, unit)
@@ -144,12 +168,12 @@ class ParquetSource(Source):
         """Rows by the footer; media items by their columns' own validity, where the format can tell."""
         try:
             with pq.ParquetFile(unit.path) as parquet:
-                reader = self.plan(parquet.schema_arrow)
+                reader = self.row_reader(parquet.schema_arrow)
                 metadata = parquet.metadata
                 groups = range(unit.start, min(unit.stop, metadata.num_row_groups))
                 documents = sum(metadata.row_group(group).num_rows for group in groups)
                 return Census(documents, _items(reader, parquet, groups, alive))
-        except (pa.ArrowException, OSError, ItemError) as error:
+        except (*UNREADABLE, ItemError) as error:
             if not is_damage(error):
                 raise
             return Census(None)
@@ -178,7 +202,7 @@ class _ParquetReader(UnitReader):
         size = Path(unit.path).stat().st_size
         try:
             parquet = pq.ParquetFile(unit.path, buffer_size=1 << 20, pre_buffer=False)
-        except (pa.ArrowException, OSError) as error:
+        except UNREADABLE as error:
             if not is_damage(error):
                 raise
             message = tidy_message(error, unit.path, unit.file)
@@ -187,10 +211,10 @@ class _ParquetReader(UnitReader):
             return
         with parquet:
             try:
-                reader = self._source.plan(parquet.schema_arrow)
+                reader = self._source.row_reader(parquet.schema_arrow)
             except ItemError as error:
-                start, _ = group_range(parquet.metadata, unit.start, size) if unit.stop else (0, size)
-                _, stop = group_range(parquet.metadata, unit.stop - 1, size) if unit.stop else (0, size)
+                mine = places_of(unit.path, parquet.metadata.num_row_groups, size)[unit.start : unit.stop]
+                start, stop = (min(p.start for p in mine), max(p.stop for p in mine)) if mine else (0, size)
                 self.consumed = 1.0
                 yield ContainerDamage(unit.file, start, stop, error.reason, error.message)
                 return
@@ -201,27 +225,33 @@ class _ParquetReader(UnitReader):
 
     def _rows(self, parquet: pq.ParquetFile, reader: RowReader, size: int) -> Iterator[Document | ContainerDamage]:
         unit, metadata = self._unit, parquet.metadata
-        counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        counts = [max(0, metadata.row_group(group).num_rows) for group in range(metadata.num_row_groups)]
         total = max(1, sum(counts[unit.start : unit.stop]))
         done = 0
         for group in range(unit.start, min(unit.stop, len(counts))):
             first = sum(counts[:group])
-            row = first
+            row, end = first, first + counts[group]
+            problem = ""
             try:
                 for batch in parquet.iter_batches(BATCH_ROWS, [group], reader.columns, use_threads=False):
-                    for fields in rows_of(batch):
+                    if batch.num_rows > end - row:
+                        problem = "more rows follow than are stated"
+                    for fields in rows_of(batch.slice(0, end - row)):
                         document = self._document(reader, f"{unit.file}:{row}", fields)
                         row += 1
                         done += 1
                         self.consumed = done / total
                         yield document
-            except (pa.ArrowException, OSError) as error:
+            except UNREADABLE as error:
                 if not is_damage(error):
                     raise
-                last = first + counts[group] - 1
-                message = f"rows {row} to {last} cannot be read: {tidy_message(error, unit.path, unit.file)}"
-                yield ContainerDamage(unit.file, *group_range(metadata, group, size), "parquet-unreadable", message)
-                done += first + counts[group] - row
+                problem = tidy_message(error, unit.path, unit.file)
+            if row < end or problem:
+                place = places_of(unit.path, len(counts), size)[group]
+                message = f"rows {row} to {end - 1} cannot be read: " if row < end else f"behind row {end - 1}: "
+                message += problem or "fewer rows are there than are stated"
+                yield ContainerDamage(unit.file, place.start, place.stop, "parquet-unreadable", message)
+                done += end - row
 
     def _document(self, reader: RowReader, locator: str, fields: Row | ItemError) -> Document:
         unit = self._unit

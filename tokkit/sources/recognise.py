@@ -96,20 +96,22 @@ def _sidecar_columns(path: Path) -> bool:
 
 
 def _recognise_parquet(path: Path) -> Recognition:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from tokkit.sources.hf_parquet import media_columns
     from tokkit.sources.obelics import is_list_of
-    from tokkit.sources.parquet import is_damage, tidy_message
+    from tokkit.sources.parquet import UNREADABLE, is_damage, names_problem, tidy_message
     from tokkit.sources.text_parquet import is_text
 
     try:
         schema = pq.read_schema(path)
-    except (pa.ArrowException, OSError) as error:
+    except UNREADABLE as error:
         if not is_damage(error):
             raise
         return Recognition(None, f"cannot be read: {tidy_message(error, str(path), path.name)}", damaged_parquet=True)
+    problem = names_problem(schema)
+    if problem:
+        return Recognition(None, problem)
     if is_list_of(schema, "images") and is_list_of(schema, "texts"):
         return Recognition("obelics")
     if media_columns(schema):

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from tokkit.documents import Document, Outcome
 from tokkit.sources.base import ContainerDamage, InputFile
-from tokkit.sources.parquet import is_damage, rows_of, tidy_message
+from tokkit.sources.parquet import UNREADABLE, is_damage, names_problem, rows_of, tidy_message
 from tokkit.sources.untrusted import failed_document, metadata_of, printable, slug
 
 _SUCCESS = "success"
@@ -31,7 +31,7 @@ def find_sidecar(tar_path: str, tar_name: str) -> InputFile | None:
     file = InputFile(Path(tar_name).with_suffix(".parquet").as_posix(), str(path), stat.st_size, stat.st_mtime_ns)
     try:
         names = set(pq.read_schema(path).names)
-    except (pa.ArrowException, OSError) as error:
+    except UNREADABLE as error:
         if not is_damage(error):
             raise
         return file
@@ -60,6 +60,7 @@ class SidecarReader:
         row = 0
         try:
             with pq.ParquetFile(self.file.path, buffer_size=1 << 20) as parquet:
+                _check_names(parquet.schema_arrow)
                 for batch in parquet.iter_batches(batch_size=1024, use_threads=False):
                     columns = zip(*(batch.column(c).cast(pa.string()).to_pylist() for c in ("key", "status")), strict=True)
                     for place, (key, status) in enumerate(columns):
@@ -69,7 +70,7 @@ class SidecarReader:
                         if key is not None:
                             seen.add(key)
                     row += batch.num_rows
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             if not is_damage(error):
                 raise
             message = f"rows from {row} on cannot be read: {tidy_message(error, self.file.path, self.file.name)}"
@@ -99,10 +100,18 @@ class SidecarReader:
     def count(self, in_tar: Set[str]) -> int | None:
         """How many documents :meth:`lacking` yields, counted by column; None where the sidecar cannot be read."""
         try:
-            keys = pq.read_table(self.file.path, columns=["key"]).column("key").cast(pa.string())
-        except (pa.ArrowException, OSError) as error:
+            with pq.ParquetFile(self.file.path) as parquet:
+                _check_names(parquet.schema_arrow)
+                keys = parquet.read(["key"], use_threads=False).column("key").cast(pa.string())
+        except UNREADABLE as error:
             if not is_damage(error):
                 raise
             return None
         known = pc.is_in(keys, value_set=pa.array(sorted(in_tar), pa.string()))
         return len(keys) - (pc.sum(known).as_py() or 0)
+
+
+def _check_names(schema: pa.Schema) -> None:
+    problem = names_problem(schema)
+    if problem:
+        raise pa.ArrowInvalid(problem)

@@ -19,6 +19,8 @@ _MAX_EXTENSION_BYTES = 2**20
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
+_OF_A_MEMBER = ("path", "size")  # what a global header cannot say
+_SPARSE = "GNU.sparse."
 _KINDS = {
     tarfile.DIRTYPE: "folder",
     tarfile.LNKTYPE: "hard link",
@@ -163,13 +165,21 @@ def _member(file: BinaryIO, header: tarfile.TarInfo, start: int, size: int) -> t
     """The member whose first header block, at ``start``, is ``header``, and the offset of the next."""
     offset = start
     records: dict[str, str] = {}
+    seen: set[bytes] = set()
     while header.type in _LONG or header.type in _PAX:
+        extension = header.type if header.type in (*_LONG, tarfile.XGLTYPE) else tarfile.XHDTYPE
+        if extension in seen and extension != tarfile.XGLTYPE:  # readers differ in which they take
+            raise _DamageFoundError(start, "tar-invalid-header", f"two extension headers for one member, at byte {start}")
+        seen.add(extension)
         body = _extension(file, header, start, offset, size)
-        if header.type in _LONG:
-            if header.type == tarfile.GNUTYPE_LONGNAME:
-                records["path"] = body.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
-        elif header.type != tarfile.XGLTYPE:  # a global header says nothing of one member's name or size
-            records.update(_pax_records(body, start))
+        if extension == tarfile.GNUTYPE_LONGNAME:
+            _add(records, {"path": _long_name(body, header.size, start)}, start)
+        elif extension == tarfile.XHDTYPE:
+            _add(records, _pax_records(body[: header.size], start), start)
+        elif extension == tarfile.XGLTYPE:
+            more = _pax_records(body[: header.size], start)
+            if any(key in _OF_A_MEMBER or key.startswith(_SPARSE) for key in more):
+                raise _DamageFoundError(start, "tar-invalid-header", f"one name or size for all members, at byte {start}")
         offset += BLOCK + _padded(header.size)
         following = _header(file, offset, size)
         if following is None:
@@ -180,7 +190,7 @@ def _member(file: BinaryIO, header: tarfile.TarInfo, start: int, size: int) -> t
         data = _behind_sparse_map(file, offset, size)
     length = _size(header, records, start)
     kind = _KINDS.get(header.type, "file")
-    if any(key.startswith("GNU.sparse.") for key in records):
+    if any(key.startswith(_SPARSE) for key in records):
         kind = "sparse file"
     if kind not in ("file", "sparse file"):
         length = 0  # links, folders and devices have no data, whatever their size field says
@@ -189,6 +199,21 @@ def _member(file: BinaryIO, header: tarfile.TarInfo, start: int, size: int) -> t
         message = f"the file ends within the member {name!r}: {data + length - size} of its {length} bytes are missing"
         raise _DamageFoundError(start, "tar-truncated", message, member=name)
     return Member(name, kind, start, data, length), data + _padded(length)
+
+
+def _add(records: dict[str, str], more: dict[str, str], start: int) -> None:
+    """What a further extension header says of a member."""
+    if records.keys() & more.keys():
+        raise _DamageFoundError(start, "tar-invalid-header", f"two names for one member, at byte {start}")
+    records.update(more)
+
+
+def _long_name(body: bytes, length: int, start: int) -> str:
+    """The name in an extension header of ``length`` bytes, which some writers end with a NUL and others with the padding."""
+    name = body.split(b"\0", 1)[0]
+    if len(name) > length:
+        raise _DamageFoundError(start, "tar-invalid-header", f"the long name at byte {start} goes on behind its length")
+    return name.decode("utf-8", "backslashreplace")
 
 
 def tidy_name(name: str) -> str:
@@ -201,8 +226,8 @@ def tidy_name(name: str) -> str:
 def _extension(file: BinaryIO, header: tarfile.TarInfo, start: int, offset: int, size: int) -> bytes:
     if header.size > _MAX_EXTENSION_BYTES:
         raise _DamageFoundError(start, "tar-invalid-header", f"an extension header of {header.size} bytes at byte {offset}")
-    body = file.read(header.size)
-    if len(body) < header.size or offset + BLOCK + _padded(header.size) > size:
+    body = file.read(_padded(header.size))
+    if len(body) < _padded(header.size):
         raise _DamageFoundError(start, "tar-truncated", f"the file ends within the extension header at byte {offset}")
     return body
 

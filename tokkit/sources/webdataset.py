@@ -9,6 +9,7 @@ unpacked. ``00000.parquet`` beside the tar adds the rows that were never downloa
 from __future__ import annotations
 
 import errno
+import io
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,7 +57,7 @@ class WebDatasetSource(Source):
     def census(self, unit: Unit, alive: Alive = silent) -> Census:
         """Count samples by the headers that :mod:`tarfile` finds, and media items of those whose texts can be read."""
         samples = _foreign_samples(unit.path, alive)
-        if samples is None:
+        if samples is None or tar_index(unit.path).damage is not None:  # of a damage the last unit tells, for all
             return Census(None)
         counted = [sample for sample in samples if unit.start <= sample.offset < unit.stop]
         items: dict[str, int] = {}
@@ -218,20 +219,48 @@ _listed: dict[tuple[str, int, int], list[Sample] | None] = {}  # by path, size a
 def _list_samples(path: str, size: int, alive: Alive) -> list[Sample] | None:
     members = []
     try:
-        with tarfile.open(path, "r:", encoding="utf-8", errors="backslashreplace") as tar:
+        with (
+            _NoFurther(path, size) as file,
+            tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as tar,
+        ):
             for info in tar:
                 alive()
-                kind = "folder" if info.isdir() else "file" if info.isfile() and not info.issparse() else "other"
+                kind = _foreign_kind(info)
                 name = tidy_name(info.name)
                 members.append(Member(name, kind, info.offset, info.offset_data, info.size))
             end = tar.offset
-    except tarfile.TarError:
+    except (tarfile.TarError, ValueError, OverflowError):  # the last two of numbers in a header that no file could have
         return None
-    with Path(path).open("rb") as file:  # tarfile ends quietly where there is no further header, whatever the reason
-        file.seek(end)
-        if size - end < 1024 or any(any(chunk) for chunk in _chunks(file, alive)):
+    with Path(path).open("rb") as rest:  # tarfile ends quietly where there is no further header, whatever the reason
+        rest.seek(end)
+        if size - end < 1024 or any(any(chunk) for chunk in _chunks(rest, alive)):
             return None
     return group_samples(members)
+
+
+def _foreign_kind(info: tarfile.TarInfo) -> str:
+    """As :attr:`Member.kind`; a type that nobody knows is a file, as the standard says."""
+    if info.isdir():
+        return "folder"
+    sparse = info.issparse() or any(key.startswith("GNU.sparse.") for key in info.pax_headers)
+    known = info.type in tarfile.SUPPORTED_TYPES
+    return "file" if (info.isfile() or not known) and not sparse else "other"
+
+
+class _NoFurther(io.FileIO):
+    """A file for :mod:`tarfile`, which reads in one piece what a header claims, and goes to wherever one points."""
+
+    def __init__(self, path: str, size: int) -> None:
+        super().__init__(path)
+        self._size = size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(self._size if size is None or size < 0 else min(size, self._size)) or b""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence == io.SEEK_SET and offset > self._size:  # an error of the system's, where it is far enough
+            raise tarfile.ReadError("unexpected end of data")
+        return super().seek(offset, whence)
 
 
 def _chunks(file: BinaryIO, alive: Alive) -> Iterator[bytes]:

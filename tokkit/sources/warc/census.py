@@ -19,6 +19,7 @@ from tokkit.sources.warc.kinds import Kind, is_http, kind_of
 from tokkit.sources.warc.views import BOMB_BYTES, BOMB_RATIO
 
 _STATUS = re.compile(rb"HTTP/\d(?:\.\d)?[ \t]+\d{3}[ \t\r\n]")
+_FOLD = re.compile(rb"\r?\n[ \t]+")
 _MAX_LINE = 1 << 16
 _PIECE = 1 << 16
 
@@ -56,15 +57,15 @@ def _next(lines: _Lines) -> str | None:
     if re.fullmatch(rb"WARC/\d\.\d{1,2}[ \t]*\r?\n", line):
         fields = _fields(lines)
         block = lines.take(_length(fields.get(b"content-length", b"")))
-        own = fields.get(b"content-type", b"").decode("latin-1")
-        found = fields.get(b"warc-type", b"").decode("latin-1").lower()
+        own = _text(fields.get(b"content-type", b""))
+        found = _text(fields.get(b"warc-type", b"")).lower()
     else:
         words = line.rstrip(b"\r\n").split(b" ")
         if len(words) < 5 or b":" not in words[0]:
             raise _UnknowableError
         block = lines.take(_length(words[-1]))
         declared = next((word for word in words[2:-1] if b"/" in word or word in _NO_TYPE), b"")
-        fields, own = {}, "" if declared in _NO_TYPE else declared.decode("latin-1")
+        fields, own = {}, "" if declared in _NO_TYPE else _text(declared)
         found = "warcinfo" if line.startswith(b"filedesc:") else "response"
     if not found:
         raise _UnknowableError
@@ -79,25 +80,35 @@ def _kind(found: str, own: str, fields: dict[bytes, bytes], block: bytes) -> Kin
     arc = not fields
     declared = "" if is_http(own) else own
     if (arc or is_http(own) or not own) and _STATUS.match(block):
-        head = re.split(rb"\r?\n\r?\n", block, maxsplit=1)[0]
+        head = _FOLD.sub(b" ", re.split(rb"\r?\n\r?\n", block, maxsplit=1)[0])
         answered = next((line for line in head.split(b"\n") if re.match(rb"(?i)\s*content-type\s*:", line)), b":")
-        declared = answered.partition(b":")[2].strip().decode("latin-1") or (own if arc else "")
+        declared = _text(answered.partition(b":")[2].strip()) or (own if arc else "")
     elif not own and found != "response":
         declared = "unknown"
-    return kind_of(found, declared, fields.get(b"warc-identified-payload-type", b"").decode("latin-1"))
+    return kind_of(found, declared, _text(fields.get(b"warc-identified-payload-type", b"")))
+
+
+def _text(value: bytes) -> str:
+    """Bytes that are no text stay visible, so that none passes for a space."""
+    return value.decode("utf-8", "backslashreplace")
 
 
 def _fields(lines: _Lines) -> dict[bytes, bytes]:
     """Named fields up to the empty line; the first of each name."""
     found: dict[bytes, bytes] = {}
-    size = 0
+    size, last = 0, b""
     while (line := lines.line()).strip(b"\r\n"):
         size += len(line)
         if size > _MAX_LINE:
             raise _UnknowableError
-        name, _, value = line.partition(b":")
-        if line[:1] not in b" \t":
-            found.setdefault(name.strip().lower(), value.strip())
+        name, colon, value = line.partition(b":")
+        if line[:1] in b" \t" and last:
+            found[last] += b" " + line.strip()
+            continue
+        name = name.strip().lower()
+        last = b"" if name in found or not colon else name
+        if last:
+            found[last] = value.strip()
     if not line:
         raise _UnknowableError
     return found

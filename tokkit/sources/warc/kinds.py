@@ -24,8 +24,8 @@ class Kind(StrEnum):
 
 
 def essence(content_type: str) -> str:
-    """``text/HTML; charset=x`` -> ``text/html``."""
-    return content_type.partition(";")[0].strip().lower()
+    """``text/HTML; charset=x`` -> ``text/html``; so is ``text/html charset=x``, which some servers write."""
+    return next(iter(content_type.partition(";")[0].split()), "").lower()
 
 
 def is_http(content_type: str) -> bool:
