@@ -46,6 +46,8 @@ def line_document(unit: Unit, offset: int, line: bytes | None) -> Document:
 
 def _text_field(fields: dict[str, object]) -> str:
     """The first text field that holds a string, else the first that is there at all."""
+    if type(fields.get(TEXT_FIELDS[0])) is str:  # as almost everywhere
+        return TEXT_FIELDS[0]
     there = [name for name in TEXT_FIELDS if name in fields]
     if not there:
         names = ", ".join(list(fields)[:8])

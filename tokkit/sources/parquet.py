@@ -23,6 +23,8 @@ from tokkit.sources.parquet_footer import GroupPlace, group_places
 from tokkit.sources.untrusted import failed_document, metadata_of, not_utf8_message, printable
 
 BATCH_ROWS = 16
+_AT_ONCE = 16 << 20  # bytes of a batch whose rows are made all at once
+_NO_ROW = (ValueError, OverflowError, pa.ArrowException)  # what a row raises that Python cannot hold
 
 # What Arrow raises over a file: an OSError with an errno is the disk's fault, all else the file's (a name that is not UTF-8).
 UNREADABLE = (pa.ArrowException, OSError, UnicodeDecodeError)
@@ -44,12 +46,20 @@ def tidy_message(error: Exception, path: str, name: str) -> str:
 def rows_of(batch: pa.RecordBatch) -> Iterator[Row | ItemError]:
     """The rows of a batch, one by one; in place of a row that Python cannot hold, the error that says why."""
     batch = _without_nanoseconds(batch)
+    if batch.nbytes <= _AT_ONCE:
+        try:
+            rows: list[Row] = batch.to_pylist()
+        except _NO_ROW:
+            pass  # which one it is, is told below
+        else:
+            yield from rows
+            return
     for place in range(batch.num_rows):
         try:
             yield batch.slice(place, 1).to_pylist()[0]
         except UnicodeDecodeError as error:
             yield ItemError("text-not-utf8", not_utf8_message(error))
-        except (ValueError, OverflowError, pa.ArrowException) as error:
+        except _NO_ROW as error:
             yield ItemError("row-unreadable", str(error))
 
 

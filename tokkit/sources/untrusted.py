@@ -108,18 +108,25 @@ def _check_depth(value: object) -> None:
 
 def json_safe(value: object) -> object:
     """``value`` as JSON can hold it: dates and decimals as text, no binary, no infinities, no lone surrogates."""
-    if value is None or isinstance(value, bool | int):
+    kind = type(value)  # most values are of these types themselves, which is cheaper to ask
+    if kind is str:
+        return printable(value)  # type: ignore[arg-type]
+    if value is None or kind is int or kind is bool:
         return value
-    if isinstance(value, str):
-        return value if value.isascii() else printable(value)
+    if kind is dict:
+        return metadata_of(value)  # type: ignore[arg-type]
+    if kind is list:
+        return [json_safe(item) for item in value]  # type: ignore[attr-defined]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, bytes | bytearray | memoryview):
         return None
     if isinstance(value, Mapping):
-        return {printable(str(key)): json_safe(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+        return metadata_of(value)
+    if isinstance(value, tuple):
         return [json_safe(item) for item in value]
+    if isinstance(value, bool | int):
+        return value
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     return printable(str(value))
@@ -127,7 +134,7 @@ def json_safe(value: object) -> object:
 
 def metadata_of(fields: Mapping[str, object]) -> dict[str, object]:
     """Fields of a record as a document's metadata."""
-    return {printable(str(key)): json_safe(value) for key, value in fields.items()}
+    return {printable(key if type(key) is str else str(key)): json_safe(value) for key, value in fields.items()}
 
 
 def failed_document(
