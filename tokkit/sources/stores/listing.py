@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tokkit.documents import Outcome
 from tokkit.errors import ItemError
 from tokkit.sources.base import ContainerDamage, InputFile
-from tokkit.sources.parquet import group_range, has_binary, is_damage, tidy_message
+from tokkit.sources.parquet import has_binary, is_damage, places_of, tidy_message
 from tokkit.sources.samples import group_samples, lost_samples
 from tokkit.sources.stores.index import Notes, Row
 from tokkit.sources.stores.kinds import Store
@@ -189,7 +189,8 @@ class Lister:
                         if not is_damage(error):
                             raise
                         why = f"rows {row} to {begin + count - 1} cannot be read: {tidy_message(error, file.path, file.name)}"
-                        self._broken(file.name, *group_range(table.metadata, group, file.size), "parquet-unreadable", why)
+                        where = places_of(file.path, groups, file.size)[group]
+                        self._broken(file.name, where.start, where.stop, "parquet-unreadable", why)
                     row = begin + count
         except (pa.ArrowException, OSError) as error:
             if not is_damage(error):
