@@ -54,7 +54,8 @@ def account(plan: Plan, records: Sequence[CommitRecord]) -> list[SourceTotals]:
                 name=name,
                 format=source.format,
                 files=len(source.files),
-                bytes=sum(f.size for f in source.files),
+                bytes=sum(f.size for f in source.files)
+                or sum(p.unit.bytes for p in plan.units if p.unit.source == source.name),
                 units=len(mine),
                 documents=add_counts(r.documents for r in mine),
                 items=add_nested(r.items for r in mine),

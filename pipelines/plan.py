@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from tokkit.errors import DataError, FingerprintMismatch, UsageError
 from tokkit.failpoints import failpoint
 from tokkit.pipelines.progress import Progress
 from tokkit.sources.base import Source, Unit
-from tokkit.sources.media_files import prefix_of
+from tokkit.sources.media_files import prefix_name
+from tokkit.sources.opening import located, state_of
 from tokkit.sources.resolve import ResolvedInputs
+from tokkit.sources.sidecar import tar_stem
 from tokkit.storage import write_atomic
 
 INPUTS = "inputs.jsonl"
@@ -102,10 +104,10 @@ def check_unchanged(source: Source, unit: Unit) -> None:
         OSError: one is gone.
     """
     # What is named alike belongs to it: a sidecar, a store of pictures; to the input's own folder, everything.
-    prefix = prefix_of(Path(unit.file)).as_posix() if unit.file != "." else ""
+    file = PurePosixPath(unit.file)
+    prefix = file.with_name(prefix_name(tar_stem(file.name))).as_posix() if unit.file != "." else ""
     for planned in (source.file_of[unit.file], *(file for file in source.watched if file.name.startswith(prefix))):
-        now = Path(planned.path).stat()
-        if (now.st_size, now.st_mtime_ns) != (planned.size, planned.mtime_ns):
+        if state_of(located(planned.path)) != (planned.size, planned.mtime_ns):
             raise FingerprintMismatch(
                 f"{planned.path} has changed while it was being read: restore it and run the same command again, "
                 f"or write to another --out"

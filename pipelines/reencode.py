@@ -40,6 +40,7 @@ from tokkit.repair import repair_versions
 from tokkit.shards.manifest import Manifest
 from tokkit.sources import make_source, packages_of
 from tokkit.sources.base import InputFile, Unit
+from tokkit.sources.opening import Location, located
 from tokkit.storage import fingerprint_of, read_json
 from tokkit.vocabulary import UnifiedVocabulary
 
@@ -336,17 +337,17 @@ def _images(config: VerifyConfig, manifest: Manifest) -> list[str]:
     return [str(typed) for typed in recorded]
 
 
-def _roots(config: VerifyConfig, manifest: Manifest) -> dict[str, Path]:
+def _roots(config: VerifyConfig, manifest: Manifest) -> dict[str, Location]:
     """The folder of each source: as given, else as the run recorded it."""
     names = [source.name for source in manifest.sources]
-    roots: dict[str, Path] = {}
+    roots: dict[str, Location] = {}
     for text in config.inputs:
         name, equals, path = text.partition("=")
         if not equals and len(names) == 1:
             name, path = names[0], text
         if name not in names or not path:
             raise UsageError(f"--input {text}: write NAME=FOLDER; the sources are called {', '.join(names)}")
-        roots[name] = Path(path)
+        roots[name] = located(path)
     recorded = _recorded_roots(config.directory / "run" / "inputs.jsonl")
     problems = []
     for source in manifest.sources:
@@ -365,10 +366,10 @@ def _roots(config: VerifyConfig, manifest: Manifest) -> dict[str, Path]:
     return roots
 
 
-def _recorded_roots(path: Path) -> dict[str, Path]:
+def _recorded_roots(path: Path) -> dict[str, Location]:
     import json
 
-    roots: dict[str, Path] = {}
+    roots: dict[str, Location] = {}
     if not path.exists():
         return roots
     try:
@@ -377,7 +378,7 @@ def _recorded_roots(path: Path) -> dict[str, Path]:
                 entry = json.loads(line)
                 below = "" if entry["name"] == "." else "/" + entry["name"]  # the input's own folder may be what is read
                 if entry["source"] not in roots and entry["path"].endswith(below):
-                    roots[entry["source"]] = Path(entry["path"].removesuffix(below) or "/")
+                    roots[entry["source"]] = located(entry["path"].removesuffix(below) or "/")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error!r}); say where the inputs are with --input NAME=FOLDER") from None
     return roots

@@ -333,7 +333,7 @@ def opened(config: ShardConfig, progress: Progress, *, recorded: bool = False) -
         with Leases(config.out / "run" / "leases", config.lease_seconds) as leases:
             yield _planned(config, setup, resolved, leases, progress, recorded=recorded)
     except OSError as error:
-        where, what = error.filename2 or error.filename or config.out, os.strerror(error.errno) if error.errno else error
+        where, what = error.filename2 or error.filename or config.out, error.strerror or error
         raise ResumableStop(
             f"{where}: {what}; what is committed is safe, run the same command again when the cause is gone"
         ) from error

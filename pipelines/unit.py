@@ -208,6 +208,7 @@ class _Attempt:
         limits = (self.planned.quota, None if self.only is None else self.only.stop)
         end, taken = min((limit for limit in limits if limit is not None), default=None), 0
         reader = self.source.read(self.unit)
+        reader.alive = self.alive
         records = iter(reader)
         seen = 0.0
         while end is None or taken < end:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from tokkit.sources.base import InputFile, Source, SourceOptions
+from tokkit.sources.opening import Location
 
 
 class Format(NamedTuple):
@@ -140,7 +140,7 @@ def packages_of(names: Collection[str]) -> set[str]:
 
 
 def make_source(
-    format_name: str, name: str, root: Path, files: Sequence[InputFile], options: SourceOptions | None = None
+    format_name: str, name: str, root: Location, files: Sequence[InputFile], options: SourceOptions | None = None
 ) -> Source:
     """A source called ``name`` over ``files``, which lie below ``root``."""
     source = source_class(format_name)(name, root, sorted(files, key=lambda file: file.name))

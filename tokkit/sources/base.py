@@ -21,10 +21,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from tokkit.documents import Document
+from tokkit.sources.opening import Location, relative_name, state_of
 
 if TYPE_CHECKING:
     from tokkit.sources.stores.lookup import PictureStores
@@ -58,9 +58,10 @@ class InputFile:
 
     Attributes:
         name: path relative to the source's root, with forward slashes: stable between machines, used in locators.
-        path: where it lies.
-        size: bytes.
-        mtime_ns: modification time, to notice a change between a run and its resumption (never part of the output).
+        path: where it lies: a path, or a URL (:func:`~tokkit.sources.opening.located` takes both).
+        size: bytes; 0 for a folder, whose own size says nothing.
+        mtime_ns: modification time, or a number made of what an object store has for it: to notice a change between a run
+            and its resumption (never part of the output).
     """
 
     name: str
@@ -69,10 +70,9 @@ class InputFile:
     mtime_ns: int
 
     @classmethod
-    def of(cls, path: Path, root: Path) -> InputFile:
+    def of(cls, path: Location, root: Location) -> InputFile:
         """Describe ``path`` below ``root``; raises OSError where it cannot be read."""
-        stat = path.stat()
-        return cls(path.relative_to(root).as_posix(), str(path), stat.st_size, stat.st_mtime_ns)
+        return cls(relative_name(path, root), str(path), *state_of(path))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +130,15 @@ class Census:
 
 
 class UnitReader(ABC):
-    """A stream over one unit. ``consumed`` (0 to 1) is the share of the unit that the documents yielded so far cover."""
+    """A stream over one unit.
+
+    Attributes:
+        consumed: 0 to 1, the share of the unit that the documents yielded so far cover.
+        alive: set by who reads; called at least once in a few megabytes where it takes long to the next document.
+    """
 
     consumed: float = 0.0
+    alive: Alive = staticmethod(silent)
 
     @abstractmethod
     def __iter__(self) -> Iterator[Document | ContainerDamage]: ...
@@ -143,7 +149,7 @@ class Source(ABC):
 
     Args:
         name: the source's name in this run; part of every locator's document, so unique in a run.
-        root: the folder that file names are relative to.
+        root: the folder that file names are relative to, of this machine or of an object store.
         files: the files that hold documents, sorted by name.
 
     Attributes:
@@ -153,7 +159,7 @@ class Source(ABC):
     format: ClassVar[str]
     options: SourceOptions = SourceOptions()
 
-    def __init__(self, name: str, root: Path, files: Sequence[InputFile]) -> None:
+    def __init__(self, name: str, root: Location, files: Sequence[InputFile]) -> None:
         self.name = name
         self.root = root
         self.files = list(files)

@@ -9,12 +9,12 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 from tokkit.errors import ItemError
 from tokkit.sources.gzipstream import GzipDamage as StreamDamage
 from tokkit.sources.gzipstream import gunzip
+from tokkit.sources.opening import Location, for_arrow, located
 from tokkit.sources.untrusted import printable
 
 __all__ = ["DAMAGE_ERRORS", "StreamDamage", "decompress", "is_compressed", "open_decompressed", "peek"]
@@ -44,22 +44,22 @@ def open_decompressed(path: str, name: str) -> Iterator[BinaryIO]:
     """The file's content as a stream, by the standard library's own readers; raises one of ``DAMAGE_ERRORS`` for damage."""
     lower = name.lower()
     if lower.endswith(".zip"):
-        with Path(path).open("rb") as file, _opened(file, Path(path).stat().st_size) as (_, stream):
+        with located(path).open("rb") as file, _opened(file, located(path).stat().st_size) as (_, stream):
             yield stream
     elif lower.endswith(".zst"):
         import pyarrow as pa
 
-        with pa.CompressedInputStream(path, "zstd") as stream:
+        with for_arrow(path) as given, pa.CompressedInputStream(given, "zstd") as stream:
             yield io.BufferedReader(stream, _PIECE)
     elif lower.endswith(".gz"):
-        with gzip.open(path) as stream:
+        with located(path).open("rb") as file, gzip.GzipFile(fileobj=file) as stream:
             yield stream  # type: ignore[misc]
     else:
-        with Path(path).open("rb") as stream:
+        with located(path).open("rb") as stream:
             yield stream
 
 
-def peek(path: Path, length: int) -> bytes | None:
+def peek(path: Location, length: int) -> bytes | None:
     """The first bytes of the content, as many as the first ``length`` bytes give; None where not even that can be read."""
     with path.open("rb") as file:
         if not is_compressed(path.name):

@@ -11,12 +11,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from tokkit.documents import Document, Text
 from tokkit.errors import ItemError
 from tokkit.sources.base import Alive, Census, ContainerDamage, Source, Unit, UnitReader, silent
+from tokkit.sources.opening import located, text_lines
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, failed_document, metadata_of, not_utf8_message, printable
 
 TEXT_COLUMNS = ("text", "content", "caption")
@@ -41,7 +41,7 @@ class CsvSource(Source):
     def census(self, unit: Unit, alive: Alive = silent) -> Census:
         """Count the rows of the file, read as text; those that break count as one each."""
         _allow_long_fields()
-        with Path(unit.path).open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as lines:
+        with text_lines(unit.path, errors="surrogateescape", newline="\n") as lines:
             bounded = iter(lambda: _not_too_long(lines.readline(MAX_ITEM_BYTES + 1)), "")
             rows = csv.reader(bounded, dialect_of(unit.file), strict=True)
             try:
@@ -101,8 +101,8 @@ class _CsvReader(UnitReader):
     def __iter__(self) -> Iterator[Document | ContainerDamage]:
         unit = self._unit
         _allow_long_fields()
-        size = Path(unit.path).stat().st_size
-        with Path(unit.path).open("rb") as file:
+        size = located(unit.path).stat().st_size
+        with located(unit.path).open("rb") as file:
             lines = _Lines(file)
             rows = csv.reader(lines, dialect_of(unit.file), strict=True)
             try:

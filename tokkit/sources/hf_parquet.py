@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar
 
 import pyarrow as pa
@@ -21,6 +20,7 @@ from tokkit.documents import Audio, Document, Failure, Image, Media, Outcome, Te
 from tokkit.errors import ItemError
 from tokkit.sources.base import Alive, Unit
 from tokkit.sources.media_files import FilesBelow
+from tokkit.sources.opening import located
 from tokkit.sources.parquet import ParquetSource, RowReader, has_binary, light_leaves
 from tokkit.sources.stores.lookup import instead
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, metadata_of, printable
@@ -120,7 +120,7 @@ class _PairRows(RowReader):
             return make(data, name)
         if not isinstance(path, str) or not path:
             return make(None, name, Failure(Outcome.FAILED_UPSTREAM, "not-downloaded", "neither bytes nor a path"))
-        found, store = self._files.read(Path(unit.path).parent, path, modality), ""
+        found, store = self._files.read(located(unit.path).parent, path, modality), ""
         if modality == "image":
             urls = (path,) if path.startswith(("http://", "https://")) else ()
             found, store = instead(self._stores, found, urls=urls, name="" if urls else path)

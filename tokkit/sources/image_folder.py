@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
@@ -25,6 +25,8 @@ from tokkit.documents import Document, Failure, Image, Outcome, Segment, Text
 from tokkit.errors import ItemError
 from tokkit.sources.base import Alive, Census, ContainerDamage, InputFile, Source, Unit, UnitReader, silent
 from tokkit.sources.lines import read_lines
+from tokkit.sources.opening import Location, is_below, located, relative_name, text_lines
+from tokkit.sources.remote import RemotePath, is_url
 from tokkit.sources.samples import is_picture_name
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, decode_text, failed_document, metadata_of, parse_json, printable
 
@@ -45,7 +47,7 @@ class ImageFolderSource(Source):
     def units(self, unit_bytes: int) -> Iterator[Unit]:
         """Ranges of each folder's pictures, of about ``unit_bytes``."""
         for file in self.files:
-            sizes = [Path(file.path, name).stat().st_size for name in picture_names(file.path)]
+            sizes = picture_sizes(located(file.path))
             start = total = 0
             for place, size in enumerate(sizes):
                 total += size
@@ -59,8 +61,7 @@ class ImageFolderSource(Source):
 
     def census(self, unit: Unit, alive: Alive = silent) -> Census:
         """Count the folder's entries by name, the rows that name no file, and the pictures whose texts can be read."""
-        with os.scandir(unit.path) as entries:
-            there = sum(is_picture_entry(entry) for entry in entries)
+        there = count_pictures(located(unit.path))
         documents = max(0, min(unit.stop, there) - unit.start)
         images = 0
         for document in _FolderReader(self, unit, media=False).pictures():
@@ -76,24 +77,36 @@ class ImageFolderSource(Source):
             return 0
         try:
             if path.suffix == ".csv":
-                with path.open(encoding="utf-8-sig", newline="") as lines:
+                with text_lines(str(path), newline="") as lines:
                     names = [row["file_name"] for row in csv.DictReader(lines, strict=True)]
             else:
-                with path.open(encoding="utf-8-sig") as lines:
+                with text_lines(str(path)) as lines:
                     names = [json.loads(line)["file_name"] for line in lines if line.strip()]
             return sum(not _is_there(path.parent, PurePosixPath(name).as_posix()) for name in {*names})
         except (ValueError, KeyError, TypeError, csv.Error):
             return None
 
-    def _metadata_of(self, folder: str) -> Path | None:
+    def _metadata_of(self, folder: str) -> Location | None:
         """The metadata file that speaks of a folder's pictures: in it, or in the nearest folder above."""
-        here = Path(folder)
-        for above in (here, *here.parents):
-            if not above.is_relative_to(self.root):
-                break
+        if not is_url(folder):
+            return self._look_for_metadata(Path(folder))
+        if folder not in self._found:  # to ask a store for it takes long
+            self._found[folder] = self._look_for_metadata(RemotePath(folder))
+        return self._found[folder]
+
+    @cached_property
+    def _found(self) -> dict[str, Location | None]:
+        return {}
+
+    def _look_for_metadata(self, here: Location) -> Location | None:
+        above = here
+        while is_below(above, self.root):
             for name in METADATA_NAMES:
                 if (above / name).is_file():
                     return above / name
+            if above == above.parent:
+                break
+            above = above.parent
         return None
 
     def rows(self, folder: str) -> _Rows | None:
@@ -102,9 +115,9 @@ class ImageFolderSource(Source):
         if path is None:
             return None
         stat = path.stat()
-        return _read_rows(str(path), path.relative_to(self.root).as_posix(), stat.st_size, stat.st_mtime_ns)
+        return _read_rows(str(path), relative_name(path, self.root), stat.st_size, stat.st_mtime_ns)
 
-    def answers(self, unit: Unit, metadata: Path) -> bool:
+    def answers(self, unit: Unit, metadata: Location) -> bool:
         """True for the one folder that answers for the damage and the missing pictures of a metadata file."""
         first = next((file for file in self.files if self._metadata_of(file.path) == metadata), None)
         return first is not None and first.name == unit.file
@@ -115,10 +128,28 @@ def is_picture_entry(entry: os.DirEntry[str]) -> bool:
     return _is_picture(entry.name) and entry.is_file()
 
 
-def picture_names(folder: str) -> list[str]:
+def picture_names(folder: Location) -> list[str]:
     """Names of the pictures in a folder, sorted."""
+    if isinstance(folder, RemotePath):
+        return sorted(path.name for path, stat in folder.entries().items() if not stat.folder and _is_picture(path.name))
     with os.scandir(folder) as entries:
         return sorted(entry.name for entry in entries if is_picture_entry(entry))
+
+
+def picture_sizes(folder: Location) -> list[int]:
+    """Their sizes, in the same order."""
+    if isinstance(folder, RemotePath):
+        found = folder.entries()
+        return [found[folder / name].st_size for name in picture_names(folder)]
+    return [(folder / name).stat().st_size for name in picture_names(folder)]
+
+
+def count_pictures(folder: Location) -> int:
+    """How many they are."""
+    if isinstance(folder, RemotePath):
+        return sum(not stat.folder and _is_picture(path.name) for path, stat in folder.entries().items())
+    with os.scandir(folder) as entries:
+        return sum(is_picture_entry(entry) for entry in entries)
 
 
 def _is_picture(name: str) -> bool:
@@ -127,7 +158,7 @@ def _is_picture(name: str) -> bool:
     return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
-def _is_there(folder: Path, name: str) -> bool:
+def _is_there(folder: Location, name: str) -> bool:
     parts = PurePosixPath(name).parts
     if not parts or parts[0] == "/" or any(part.startswith(".") for part in parts):  # outside, or hidden: no document
         return False
@@ -137,17 +168,17 @@ def _is_there(folder: Path, name: str) -> bool:
         return False
 
 
-def folders_of(files: Sequence[Path]) -> tuple[list[Path], set[Path]]:
+def folders_of(files: Sequence[Location]) -> tuple[list[Location], set[Location]]:
     """The folders of pictures among ``files``, and those files that are pictures or accompany them.
 
     Only folders all of whose pictures are among the files: a source reads whole folders.
     """
     given = set(files)
-    by_folder: dict[Path, set[str]] = {}
+    by_folder: dict[Location, set[str]] = {}
     for path in files:
         if _is_picture(path.name) and path.is_file():
             by_folder.setdefault(path.parent, set()).add(path.name)
-    folders = sorted(folder for folder, names in by_folder.items() if names == set(picture_names(str(folder))))
+    folders = sorted((folder for folder, names in by_folder.items() if names == set(picture_names(folder))), key=str)
     above = {parent for folder in folders for parent in (folder, *folder.parents)}
     used = {folder / name for folder in folders for name in by_folder[folder]}
     used |= {path.with_suffix(".txt") for path in used} & given
@@ -182,9 +213,9 @@ class _Rows:
 def _read_rows(path: str, name: str, size: int, mtime_ns: int) -> _Rows:
     rows = _Rows(name)
     if path.endswith(".csv"):
-        _read_csv(Path(path).read_bytes(), rows)
+        _read_csv(located(path).read_bytes(), rows)
         return rows
-    with Path(path).open("rb") as file:
+    with located(path).open("rb") as file:
         for offset, line in read_lines(file, 0, size):
             stop = offset + len(line or b"")
             try:
@@ -212,7 +243,10 @@ class _FolderReader(UnitReader):
     def __init__(self, source: ImageFolderSource, unit: Unit, *, media: bool = True) -> None:
         self._source, self._unit, self._media = source, unit, media
         self._rows = source.rows(unit.path)
-        self._names = picture_names(unit.path)
+        self._folder = located(unit.path)
+        self._names = picture_names(self._folder)
+        # Of a folder in a store, which names there are is asked for once, not picture by picture.
+        self._beside = {path.name for path in self._folder.entries()} if isinstance(self._folder, RemotePath) else None
 
     def __iter__(self) -> Iterator[Document | ContainerDamage]:
         yield from self.pictures()
@@ -231,22 +265,22 @@ class _FolderReader(UnitReader):
             yield self._document(name)
 
     def _document(self, name: str) -> Document:
-        unit, path = self._unit, Path(self._unit.path, name)
-        locator = path.relative_to(self._source.root).as_posix()
+        unit, path = self._unit, self._folder / name
+        locator = relative_name(path, self._source.root)
         row: dict[str, object] = {}
         if self._rows is not None:
-            below = path.relative_to((self._source.root / self._rows.name).parent).as_posix()
+            below = relative_name(path, (self._source.root / self._rows.name).parent)
             row = self._rows.by_file.get(below, {})
         fields: dict[str, object] = {} if path.parent == self._source.root else {"label": path.parent.name}
         fields |= {key: value for key, value in row.items() if key != "file_name"}
         try:
-            text = _caption(path, row)
+            text = self._caption(path, row)
         except ItemError as error:
             return failed_document(unit.source, locator, error.reason, error.message, pair=True, metadata=metadata_of(fields))
         segments: tuple[Segment, ...] = (self._image(path), *([Text(text)] if text else []))
         return Document(locator, unit.source, locator, segments, pair=True, metadata=metadata_of(fields))
 
-    def _image(self, path: Path) -> Image:
+    def _image(self, path: Location) -> Image:
         if not self._media:
             return Image(b"", path.name)
         with path.open("rb") as file:
@@ -256,11 +290,15 @@ class _FolderReader(UnitReader):
             return Image(None, path.name, Failure(Outcome.REJECTED, "image-too-large", message))
         return Image(data, path.name)
 
-    def _missing(self, folder: Path, rows: _Rows) -> Iterator[Document]:
-        above = folder.relative_to(self._source.root)
+    def _caption(self, picture: Location, row: dict[str, object]) -> str:
+        path = picture.with_suffix(".txt")
+        return _caption(picture, row, beside=path.is_file() if self._beside is None else path.name in self._beside)
+
+    def _missing(self, folder: Location, rows: _Rows) -> Iterator[Document]:
+        above = relative_name(folder, self._source.root)
         for name, row in rows.by_file.items():
             if not _is_there(folder, name):
-                locator = printable(f"{above.as_posix()}/{name}" if above.parts else name)
+                locator = printable(f"{above}/{name}" if above != "." else name)
                 message = f"named by a row of {rows.name}, but not a picture of the folder"
                 yield failed_document(
                     self._source.name,
@@ -273,9 +311,9 @@ class _FolderReader(UnitReader):
                 )
 
 
-def _caption(picture: Path, row: dict[str, object]) -> str:
+def _caption(picture: Location, row: dict[str, object], *, beside: bool) -> str:
     path = picture.with_suffix(".txt")
-    if path.is_file():
+    if beside:
         with path.open("rb") as file:
             data = file.read(MAX_ITEM_BYTES + 1)
         if len(data) > MAX_ITEM_BYTES:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from tokkit.documents import Document, modality_of
@@ -17,6 +16,7 @@ from tokkit.errors import ItemError
 from tokkit.sources.base import Alive, Census, ContainerDamage, InputFile, Source, Unit, UnitReader, silent
 from tokkit.sources.compressed import DAMAGE_ERRORS, StreamDamage, decompress, is_compressed, open_decompressed
 from tokkit.sources.lines import LineSplitter, line_start, read_lines
+from tokkit.sources.opening import located
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, parse_json
 
 LineDocument = Callable[[Unit, int, bytes | None], Document]
@@ -48,7 +48,7 @@ class LineSource(Source):
         """The units of one file."""
         cuts = [0]
         if not is_compressed(file.name) and file.size > unit_bytes:
-            with Path(file.path).open("rb") as stream:
+            with located(file.path).open("rb") as stream:
                 while (cut := line_start(stream, cuts[-1] + unit_bytes, file.size)) < file.size:
                     cuts.append(cut)
         for start, stop in zip(cuts, [*cuts[1:], file.size], strict=True):
@@ -130,7 +130,7 @@ class _PlainReader(UnitReader):
 
     def __iter__(self) -> Iterator[Document | ContainerDamage]:
         unit, document = self._unit, self._document
-        with Path(unit.path).open("rb") as file:
+        with located(unit.path).open("rb") as file:
             for offset, line in read_lines(file, unit.start, unit.stop):
                 end = offset + (0 if line is None else len(line))
                 self.consumed = min(1.0, (end - unit.start) / max(1, unit.stop - unit.start))
@@ -144,10 +144,10 @@ class _CompressedReader(UnitReader):
 
     def __iter__(self) -> Iterator[Document | ContainerDamage]:
         unit, document = self._unit, self._document
-        size = Path(unit.path).stat().st_size
+        size = located(unit.path).stat().st_size
         splitter = LineSplitter()
         line_begins = done = given = 0  # bytes of the compressed file: known to the piece, which is what decompression can tell
-        with Path(unit.path).open("rb") as file:
+        with located(unit.path).open("rb") as file:
             for piece in decompress(file, unit.file):
                 if isinstance(piece, StreamDamage):
                     start = line_begins if splitter.pending else piece.start

@@ -20,7 +20,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import ClassVar
 
 from tokkit.documents import Document, Failure, Image, Segment, Text
@@ -29,6 +28,7 @@ from tokkit.sources.base import Alive, Census, ContainerDamage, InputFile, Unit,
 from tokkit.sources.json_list import ListDamage, count_elements, elements
 from tokkit.sources.line_source import LineDocument, LineSource, fields_of
 from tokkit.sources.media_files import FilesBelow
+from tokkit.sources.opening import Location, located
 from tokkit.sources.stores.lookup import PictureStores, instead
 from tokkit.sources.untrusted import failed_document, metadata_of, printable
 
@@ -63,7 +63,7 @@ class LlavaSource(LineSource):
         """Count the list's commas, and the pictures of the entries that are documents."""
         if not _is_list(unit.file):
             return super().census(unit, alive)
-        with Path(unit.path).open("rb") as file:
+        with located(unit.path).open("rb") as file:
             count = count_elements(file, alive)
         if count is None:
             return Census(None)
@@ -86,8 +86,8 @@ class _ListReader(UnitReader):
 
     def __iter__(self) -> Iterator[Document | ContainerDamage]:
         unit = self._unit
-        size = Path(unit.path).stat().st_size
-        with Path(unit.path).open("rb") as file:
+        size = located(unit.path).stat().st_size
+        with located(unit.path).open("rb") as file:
             for found in elements(file):
                 if isinstance(found, ListDamage):
                     self.consumed = 1.0
@@ -100,7 +100,7 @@ class _ListReader(UnitReader):
 
 
 class _Entries:
-    def __init__(self, files: FilesBelow, root: Path, stores: PictureStores | None, *, media: bool) -> None:
+    def __init__(self, files: FilesBelow, root: Location, stores: PictureStores | None, *, media: bool) -> None:
         self._files, self._root, self._stores, self._media = files, root, stores, media
 
     def document(self, unit: Unit, offset: int, entry: bytes | None) -> Document:
@@ -144,7 +144,7 @@ class _Entries:
             yield Text(given, loss=False)
 
     def _picture(self, unit: Unit, name: str, learn: bool) -> Image:
-        ref, folder = printable(name[:_MAX_NAME]), Path(unit.path).parent
+        ref, folder = printable(name[:_MAX_NAME]), located(unit.path).parent
         if not self._media:
             return Image(b"", ref, loss=learn)
         found: bytes | Failure = b""

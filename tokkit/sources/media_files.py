@@ -22,6 +22,8 @@ from tokkit.documents import Failure, Outcome
 from tokkit.errors import ItemError
 from tokkit.sources.base import ContainerDamage, InputFile
 from tokkit.sources.lines import read_lines
+from tokkit.sources.opening import Location, is_below, joined
+from tokkit.sources.remote import RemotePath, RemoteStat
 from tokkit.sources.tarindex import Member, tar_index
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, parse_json, printable, slug
 
@@ -29,18 +31,19 @@ _NAMELESS = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno
 _SHARD = re.compile(r"(.+?)-\d+-of-\d+")
 
 
-def prefix_of(parquet: Path) -> Path:
-    """``a/P-00000-of-00002.parquet`` -> ``a/P``: what the file's companions begin with."""
-    match = _SHARD.fullmatch(parquet.stem)
-    return parquet.with_name(match[1] if match else parquet.stem)
+def prefix_name(parquet: str) -> str:
+    """``P-00000-of-00002.parquet`` -> ``P``: what the names of the file's companions begin with."""
+    stem = PurePosixPath(parquet).stem
+    match = _SHARD.fullmatch(stem)
+    return match[1] if match else stem
 
 
-def map_file(prefix: Path) -> Path:
+def map_file(prefix: Location) -> Location:
     """Where the URL map of a prefix lies, if there is one."""
     return prefix.with_name(f"{prefix.name}_url_map.jsonl")
 
 
-def store_file(prefix: Path) -> Path:
+def store_file(prefix: Location) -> Location:
     """Where the picture tar of a prefix lies, if there is one."""
     return prefix.with_name(f"{prefix.name}_images.tar")
 
@@ -51,12 +54,15 @@ def not_found(kind: str, message: str) -> Failure:
 
 
 class FilesBelow:
-    """Reads files below ``root``, and none outside."""
+    """Reads files below ``root``, and none outside.
 
-    def __init__(self, root: Path) -> None:
-        self._root = os.path.realpath(root)
+    In an object store, where nothing resolves names, they are made out by their slashes and dots alone.
+    """
 
-    def read(self, folder: Path, name: str, kind: str) -> bytes | Failure:
+    def __init__(self, root: Location) -> None:
+        self._root = root if isinstance(root, RemotePath) else Path(os.path.realpath(root))
+
+    def read(self, folder: Location, name: str, kind: str) -> bytes | Failure:
         """The file ``name``, relative to ``folder``, or why there is none (``path-outside-source``, ``KIND-not-found``).
 
         Raises:
@@ -65,8 +71,8 @@ class FilesBelow:
         if Path(name).is_absolute():
             return Failure(Outcome.REJECTED, "path-outside-source", printable(f"{name}: an absolute path"))
         try:
-            path = os.path.realpath(os.path.join(folder, name))  # noqa: PTH118 - Path would normalise the name first
-            if os.path.commonpath([path, self._root]) != self._root:
+            path = joined(folder, name)
+            if not is_below(path, self._root):
                 return Failure(Outcome.REJECTED, "path-outside-source", printable(f"{name}: leads out of the source's folder"))
             return self._read(path, name, kind)
         except ValueError as error:  # NUL, or characters that no file name can have
@@ -76,13 +82,13 @@ class FilesBelow:
                 raise
             return not_found(kind, f"{name}: {os.strerror(error.errno or 0)}")
 
-    def _read(self, path: str, name: str, kind: str) -> bytes | Failure:
-        status = Path(path).stat()
-        if not stat.S_ISREG(status.st_mode):
+    def _read(self, path: Location, name: str, kind: str) -> bytes | Failure:
+        status = path.stat()
+        if status.folder if isinstance(status, RemoteStat) else not stat.S_ISREG(status.st_mode):
             return not_found(kind, f"{name}: not a regular file")
         if status.st_size > MAX_ITEM_BYTES:
             return Failure(Outcome.REJECTED, f"{kind}-too-large", f"{status.st_size} bytes; at most {MAX_ITEM_BYTES} are read")
-        return Path(path).read_bytes()
+        return path.read_bytes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,7 @@ class UrlStore:
         damage: what could not be read of the map and of the tar.
     """
 
-    prefix: Path
+    prefix: Location
     folder: PurePosixPath
     has_map: bool = False
     damage: list[ContainerDamage] = field(default_factory=list)
@@ -111,7 +117,7 @@ class UrlStore:
     _tar: BinaryIO | None = None
 
     @classmethod
-    def load(cls, prefix: Path, folder: PurePosixPath) -> UrlStore:
+    def load(cls, prefix: Location, folder: PurePosixPath) -> UrlStore:
         """Read the map and the index of the tar beside it; either may be missing."""
         store = cls(prefix, folder)
         if map_file(prefix).is_file():
@@ -156,7 +162,7 @@ class UrlStore:
             raise OSError(errno.EIO, "shorter than when it was indexed; did something write to it?", self._tar.name)
         return data
 
-    def _load_map(self, path: Path) -> None:
+    def _load_map(self, path: Location) -> None:
         name, size = (self.folder / path.name).as_posix(), path.stat().st_size
         with path.open("rb") as file:
             for offset, line in read_lines(file, 0, size):
@@ -179,7 +185,7 @@ class UrlStore:
         if known is None or known.status != "success":  # of several tries, the one that worked
             self._entries[url] = _Download(file if isinstance(file, str) else None, str(status))
 
-    def _load_tar(self, path: Path) -> None:
+    def _load_tar(self, path: Location) -> None:
         index = tar_index(str(path))
         self._members = {member.name: member for member in index.members}
         if index.damage is not None:
@@ -189,7 +195,7 @@ class UrlStore:
             )
 
 
-def companions_of(prefix: Path, folder: PurePosixPath) -> Iterator[InputFile]:
+def companions_of(prefix: Location, folder: PurePosixPath) -> Iterator[InputFile]:
     """The URL map and the picture tar of a prefix, as far as they are there."""
     wanted = [map_file(prefix), store_file(prefix)] if map_file(prefix).is_file() else []
     for path in wanted:

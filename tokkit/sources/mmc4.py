@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar
 
 from tokkit.documents import Document, Failure, Image, Outcome, Segment, Text
@@ -21,6 +20,7 @@ from tokkit.errors import ItemError
 from tokkit.sources.base import Unit
 from tokkit.sources.line_source import LineDocument, LineSource, fields_of
 from tokkit.sources.media_files import FilesBelow
+from tokkit.sources.opening import located
 from tokkit.sources.stores.lookup import PictureStores, instead
 from tokkit.sources.untrusted import failed_document, metadata_of, printable
 
@@ -87,7 +87,7 @@ class _Lines:
         if not isinstance(name, str) or not name:
             name = ""
         else:
-            found = self._files.read(Path(unit.path).parent / PICTURE_FOLDER, name, "image")
+            found = self._files.read(located(unit.path).parent / PICTURE_FOLDER, name, "image")
         found, store = instead(self._stores, found, urls=urls, name=name)
         return Image(None, ref, found) if isinstance(found, Failure) else Image(found, ref, store=store)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import ClassVar
 
 import pyarrow as pa
@@ -22,7 +22,8 @@ from tokkit.documents import Document, Failure, Image, Outcome, Segment, Text
 from tokkit.errors import ItemError
 from tokkit.sources.alttext import with_alt_text
 from tokkit.sources.base import Alive, ContainerDamage, InputFile, Unit
-from tokkit.sources.media_files import FilesBelow, UrlStore, companions_of, prefix_of
+from tokkit.sources.media_files import FilesBelow, UrlStore, companions_of, prefix_name
+from tokkit.sources.opening import Location, located
 from tokkit.sources.parquet import ParquetSource, RowReader, light_leaves
 from tokkit.sources.stores.lookup import Found, instead
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, metadata_of, parse_json, printable
@@ -42,7 +43,7 @@ class ObelicsSource(ParquetSource):
         """URL maps and picture tars (not the files of a picture folder, which may be millions)."""
         found = {}
         for file in self.files:
-            for companion in companions_of(prefix_of(Path(file.path)), PurePosixPath(file.name).parent):
+            for companion in companions_of(_prefix(file.path), PurePosixPath(file.name).parent):
                 found[companion.name] = companion
         return list(found.values())
 
@@ -55,9 +56,14 @@ class ObelicsSource(ParquetSource):
 
     def first_of_prefix(self, unit: Unit) -> bool:
         """True for the one unit that answers for the damage of its prefix' companions."""
-        prefix = prefix_of(Path(unit.path))
-        first = next((file for file in self.files if prefix_of(Path(file.path)) == prefix), None)
+        prefix = _prefix(unit.path)
+        first = next((file for file in self.files if _prefix(file.path) == prefix), None)
         return first is not None and first.name == unit.file and unit.start == 0
+
+
+def _prefix(path: str) -> Location:
+    where = located(path)
+    return where.with_name(prefix_name(where.name))
 
 
 def is_list_of(schema: pa.Schema, name: str) -> bool:
@@ -122,7 +128,7 @@ class _ObelicsRows(RowReader):
 
     def _fetch(self, unit: Unit, reference: str) -> bytes | Failure:
         if _URL.match(reference) is None:
-            folder = Path(unit.path).parent
+            folder = located(unit.path).parent
             found = self._files.read(folder, reference, "image")
             if isinstance(found, Failure) and found.reason == "image-not-found" and folder != self._source.root:
                 return self._files.read(self._source.root, reference, "image")  # some corpora count from their top folder
@@ -133,7 +139,7 @@ class _ObelicsRows(RowReader):
 
     def _urls(self, unit: Unit) -> UrlStore:
         if self._store is None:
-            self._store = UrlStore.load(prefix_of(Path(unit.path)), PurePosixPath(unit.file).parent)
+            self._store = UrlStore.load(_prefix(unit.path), PurePosixPath(unit.file).parent)
         return self._store
 
     def ends(self, unit: Unit) -> Iterator[ContainerDamage]:

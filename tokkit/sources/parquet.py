@@ -10,7 +10,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from tokkit.documents import Document
 from tokkit.errors import ItemError
 from tokkit.sources.base import Alive, Census, ContainerDamage, Source, Unit, UnitReader, silent
+from tokkit.sources.opening import for_arrow, located
 from tokkit.sources.parquet_footer import GroupPlace, group_places
 from tokkit.sources.untrusted import failed_document, metadata_of, not_utf8_message, printable
 
@@ -139,7 +140,8 @@ class ParquetSource(Source):
         """Ranges of row groups of about ``unit_bytes`` compressed bytes."""
         for file in self.files:
             try:
-                metadata = pq.read_metadata(file.path)
+                with for_arrow(file.path) as given:
+                    metadata = pq.read_metadata(given)
             except UNREADABLE as error:
                 if not is_damage(error):
                     raise
@@ -177,7 +179,7 @@ class ParquetSource(Source):
     def census(self, unit: Unit, alive: Alive = silent) -> Census:
         """Rows by the footer; media items by their columns' own validity, where the format can tell."""
         try:
-            with pq.ParquetFile(unit.path) as parquet:
+            with for_arrow(unit.path) as given, pq.ParquetFile(given) as parquet:
                 reader = self.row_reader(parquet.schema_arrow)
                 metadata = parquet.metadata
                 groups = range(unit.start, min(unit.stop, metadata.num_row_groups))
@@ -209,9 +211,14 @@ class _ParquetReader(UnitReader):
 
     def __iter__(self) -> Iterator[Document | ContainerDamage]:
         unit = self._unit
-        size = Path(unit.path).stat().st_size
+        size = located(unit.path).stat().st_size
+        with for_arrow(unit.path) as given:
+            yield from self._documents(given, size)
+
+    def _documents(self, given: str | BinaryIO, size: int) -> Iterator[Document | ContainerDamage]:
+        unit = self._unit
         try:
-            parquet = pq.ParquetFile(unit.path, buffer_size=1 << 20, pre_buffer=False)
+            parquet = pq.ParquetFile(given, buffer_size=1 << 20, pre_buffer=False)
         except UNREADABLE as error:
             if not is_damage(error):
                 raise

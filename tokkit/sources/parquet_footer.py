@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass
-from pathlib import Path
+
+from tokkit.sources.opening import located
 
 _MARK = b"PAR1"
 _TRUE, _FALSE, _BYTE, _I16, _I32, _I64, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = range(1, 13)
@@ -44,7 +45,7 @@ def group_places(path: str) -> list[GroupPlace]:
         ValueError: there is no such footer (an encrypted one is none, either).
         OSError: for the surroundings.
     """
-    with Path(path).open("rb") as file:
+    with located(path).open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 8))
         tail = file.read(8)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 from tokkit.sources import FORMATS, LINES
 from tokkit.sources.compressed import peek
+from tokkit.sources.opening import Location, for_arrow
 from tokkit.sources.plugins import installed_formats
 
 _PEEK = 1 << 18
@@ -37,7 +37,7 @@ class Recognition:
     damaged_parquet: bool = False
 
 
-def recognise(path: Path) -> Recognition:
+def recognise(path: Location) -> Recognition:
     """The format of a file; raises OSError where it cannot be read for reasons of the surroundings.
 
     Formats of installed packages go by the name alone, and only where tokkit's own do not know the file.
@@ -50,7 +50,7 @@ def recognise(path: Path) -> Recognition:
     return found
 
 
-def _recognise_own(path: Path) -> Recognition:
+def _recognise_own(path: Location) -> Recognition:
     name = path.name.lower()
     if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         return Recognition(None, "a compressed tar: decompress it first")
@@ -72,11 +72,11 @@ def _recognise_own(path: Path) -> Recognition:
     return Recognition(None, "no known format has files with this ending")
 
 
-def is_sidecar(path: Path) -> str:
+def is_sidecar(path: Location) -> str:
     """What a file accompanies, where it is no source of its own; empty for a file that stands for itself."""
     name = path.name
-    if name.endswith(".parquet") and path.with_suffix(".tar").is_file() and _sidecar_columns(path):
-        return path.with_suffix(".tar").name
+    if name.endswith(".parquet") and (accompanied := _tar_with(path)):
+        return accompanied
     if name.endswith("_stats.json"):
         tar = path.with_name(name.removesuffix("_stats.json") + ".tar")
         return tar.name if tar.is_file() else ""
@@ -88,14 +88,18 @@ def is_sidecar(path: Path) -> str:
     return ""
 
 
-def _sidecar_columns(path: Path) -> bool:
-    """True for a parquet that :func:`~tokkit.sources.sidecar.find_sidecar` would take for a tar's sidecar."""
-    from tokkit.sources.sidecar import find_sidecar
+def _tar_with(parquet: Location) -> str:
+    """The tar that a parquet is the sidecar of; empty where it is none."""
+    from tokkit.sources.sidecar import TAR_SUFFIXES, find_sidecar
 
-    return find_sidecar(str(path.with_suffix(".tar")), path.with_suffix(".tar").name) is not None
+    for suffix in TAR_SUFFIXES:
+        tar = parquet.with_suffix(suffix)
+        if tar.is_file() and find_sidecar(str(tar), tar.name) is not None:
+            return tar.name
+    return ""
 
 
-def _recognise_parquet(path: Path) -> Recognition:
+def _recognise_parquet(path: Location) -> Recognition:
     import pyarrow.parquet as pq
 
     from tokkit.sources.hf_parquet import media_columns
@@ -104,7 +108,8 @@ def _recognise_parquet(path: Path) -> Recognition:
     from tokkit.sources.text_parquet import is_text
 
     try:
-        schema = pq.read_schema(path)
+        with for_arrow(str(path)) as given:
+            schema = pq.read_schema(given)
     except UNREADABLE as error:
         if not is_damage(error):
             raise
@@ -124,7 +129,7 @@ def _recognise_parquet(path: Path) -> Recognition:
     )
 
 
-def _recognise_table(path: Path) -> Recognition:
+def _recognise_table(path: Location) -> Recognition:
     from tokkit.sources.csv_table import TEXT_COLUMNS, heading_of, text_column
 
     heading = heading_of(peek(path, _PEEK) or b"", path.name)
@@ -135,14 +140,14 @@ def _recognise_table(path: Path) -> Recognition:
     return Recognition(None, f"no one column {', '.join(TEXT_COLUMNS)}; its columns are: {', '.join(heading)[:200]}")
 
 
-def _recognise_json(path: Path) -> Recognition:
+def _recognise_json(path: Location) -> Recognition:
     head = (peek(path, _PEEK) or b"").removeprefix(b"\xef\xbb\xbf").lstrip()
     if head.startswith(b"[") and b'"conversations"' in head:
         return Recognition("llava")
     return Recognition(None, "a JSON file that is no list of conversations")
 
 
-def _recognise_lines(path: Path) -> Recognition:
+def _recognise_lines(path: Location) -> Recognition:
     """JSON lines are text documents, unless the first objects say that they are something else."""
     head = peek(path, _PEEK)
     if head is None:

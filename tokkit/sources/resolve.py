@@ -1,4 +1,6 @@
-"""From what a person typed to sources: ``[NAME=][FORMAT:]PATH``, where PATH is a file, a folder, a glob or a ``file://`` URL.
+"""From what a person typed to sources: ``[NAME=][FORMAT:]PATH``, where PATH is a file, a folder or a glob of them.
+
+PATH may be a URL of an object store or a web server (:mod:`tokkit.sources.remote_inputs` lists what lies there).
 
 Folders are looked through, their files recognised (:mod:`tokkit.sources.recognise`) and gathered into one source a format.
 What accompanies other files (sidecars, URL maps, picture stores) is no source of its own. Every file that was seen and is
@@ -17,12 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from tokkit.errors import ConfigError
-from tokkit.sources import LINES, formats, make_source
+from tokkit.errors import ConfigError, UsageError
+from tokkit.sources import formats, make_source
 from tokkit.sources.base import InputFile, Source, SourceOptions
 from tokkit.sources.image_folder import folders_of
+from tokkit.sources.opening import Location, located
 from tokkit.sources.recognise import Recognition, is_sidecar, recognise
+from tokkit.sources.remote import RemotePath, is_url, remembering
+from tokkit.sources.remote_inputs import list_input, telling_of_stores, without_secrets
 from tokkit.sources.samples import is_picture_name
+from tokkit.sources.seen import WITH_PICTURE_FOLDERS, IgnoredFile, ProblemError, is_output, names_pictures, picture_folders
 
 if TYPE_CHECKING:
     from tokkit.sources.stores.lookup import PictureStores
@@ -35,17 +41,6 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 # Files that speak of a folder rather than belong to the corpus in it.
 OWN_NOTES = {"README", "LICENSE", "LICENCE", "COPYING", "NOTICE", "ATTRIBUTION", "CHANGELOG", "CITATION"}
 
-# Formats whose documents name pictures in the folders images/ and *_images/ beside them.
-WITH_PICTURE_FOLDERS = ("obelics", "mmc4", "llava")
-
-
-@dataclass(frozen=True, slots=True)
-class IgnoredFile:
-    """A file that was seen and is not read: where it lies, and why."""
-
-    path: str
-    why: str
-
 
 @dataclass(frozen=True, slots=True)
 class ResolvedInputs:
@@ -54,10 +49,6 @@ class ResolvedInputs:
     sources: list[Source]
     ignored: list[IgnoredFile] = field(default_factory=list)
     stores: PictureStores | None = None
-
-
-class _ProblemError(Exception):
-    """One input is wrong; gathered into the ConfigError."""
 
 
 @dataclass(slots=True)
@@ -73,8 +64,8 @@ class _Input:
     typed: str
     name: str | None
     format: str | None
-    root: Path
-    files: list[Path]
+    root: Location
+    files: list[Location]
     single: bool
     by_format: dict[str, list[InputFile]] = field(default_factory=dict)
     ignored: list[IgnoredFile] = field(default_factory=list)
@@ -90,20 +81,28 @@ def resolve_inputs(inputs: Sequence[str], options: SourceOptions | None = None) 
 
     Raises:
         ConfigError: all problems together: nothing found, an unknown format, a file of no known format, a file given twice,
-            object stores (not read yet).
+            a URL with a password or a query.
+        TransientError: an object store or a server does not answer.
     """
+    with remembering():
+        return _resolved(inputs, options)
+
+
+def _resolved(inputs: Sequence[str], options: SourceOptions | None) -> ResolvedInputs:
     problems: list[str] = []
     parsed: list[_Input] = []
     found: list[_Input] = []
     for typed in inputs:
         try:
-            parsed.append(_parse(typed))
-        except _ProblemError as problem:
-            problems.append(f"{typed}: {problem}")
+            with telling_of_stores():
+                parsed.append(_parse(typed))
+        except (ProblemError, UsageError) as problem:
+            problems.append(f"{without_secrets(typed)}: {problem}")
     for one in _gathered(parsed, problems):
         try:
-            found.append(_sort_files(one))
-        except _ProblemError as problem:
+            with telling_of_stores():
+                found.append(_sort_files(one))
+        except (ProblemError, UsageError) as problem:
             problems.append(f"{one.typed}: {problem}")
     if not inputs:
         problems.append("no input: name a file, a folder or a glob")
@@ -111,13 +110,17 @@ def resolve_inputs(inputs: Sequence[str], options: SourceOptions | None = None) 
     sources = _name_sources(found, problems, options)
     if problems:
         raise ConfigError("input", problems)
+    for source in sources:
+        if isinstance(source.root, RemotePath):
+            with telling_of_stores():
+                source.watched  # noqa: B018 - now, while the listings are at hand
     ignored = [file for one in found for file in one.ignored]
     return ResolvedInputs(sources, ignored, None if options is None else options.stores)
 
 
 def _gathered(parsed: Sequence[_Input], problems: list[str]) -> list[_Input]:
     """Single files of one folder, with the same format prefix and no names of their own, as one input in the first's place."""
-    together: dict[tuple[Path, str | None], list[_Input]] = {}
+    together: dict[tuple[Location, str | None], list[_Input]] = {}
     for one in parsed:
         if one.single and one.name is None:
             together.setdefault((one.root, one.format), []).append(one)
@@ -127,7 +130,7 @@ def _gathered(parsed: Sequence[_Input], problems: list[str]) -> list[_Input]:
         if len(group) < 2:
             gathered.append(one)
         elif one is group[0]:
-            files = sorted(file for member in group for file in member.files)
+            files = sorted((file for member in group for file in member.files), key=str)
             problems += [f"{a} is given twice; its documents would come twice" for a, b in pairwise(files) if a == b]
             typed = f"{one.typed} and {len(group) - 1} more"
             gathered.append(_Input(typed, None, one.format, one.root, files, False))
@@ -161,18 +164,20 @@ def _parse(typed: str) -> _Input:
     """Split the prefixes off and list the files. What exists as a path, with whatever characters, is a path."""
     name, format_name, rest = _split(typed)
     if format_name is not None and format_name not in formats():
-        raise _ProblemError(f"there is no format {format_name!r}; known are {', '.join(formats())}")
+        raise ProblemError(f"there is no format {format_name!r}; known are {', '.join(formats())}")
+    if is_url(rest) and (found := list_input(rest)) is not None:
+        return _Input(typed, name, format_name, found.root, [*found.files], found.single, ignored=found.ignored)
     rest = _local(rest)
     if _is_there(rest):
         path = Path(os.path.abspath(rest))  # noqa: PTH100 - unlike resolve(), keeps symbolic links as typed
         if path.is_dir():
             files, ignored = _walk(path)
-            return _Input(typed, name, format_name, path, files, False, ignored=ignored)
+            return _Input(typed, name, format_name, path, [*files], False, ignored=ignored)
         return _Input(typed, name, format_name, path.parent, [path], True)
     if not glob.has_magic(rest):
-        raise _ProblemError("no such file or folder")
+        raise ProblemError("no such file or folder")
     root, files, ignored = _glob(rest)
-    return _Input(typed, name, format_name, root, files, False, ignored=ignored)
+    return _Input(typed, name, format_name, root, [*files], False, ignored=ignored)
 
 
 def _is_there(text: str) -> bool:
@@ -193,15 +198,13 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _local(text: str) -> str:
-    """A ``file://`` URL as a path; other schemes are a problem."""
+    """A ``file://`` URL as a path."""
     scheme = _SCHEME.match(text)
     if scheme is None:
         return os.path.expanduser(text)  # noqa: PTH111 - a glob is no Path
-    if scheme[1].lower() != "file":
-        raise _ProblemError(f"object stores and URLs ({scheme[0]}) are not read yet: copy the files to a local disk first")
     parts = urlsplit(text)
     if parts.netloc not in ("", "localhost"):
-        raise _ProblemError(f"a file URL on another machine ({parts.netloc}); write file:///path")
+        raise ProblemError(f"a file URL on another machine ({parts.netloc}); write file:///path")
     return unquote(parts.path)
 
 
@@ -209,7 +212,7 @@ def _glob(pattern: str) -> tuple[Path, list[Path], list[IgnoredFile]]:
     """The fixed folder of a pattern, and the files that it matches, those in matched folders included."""
     matches = _matches(pattern)
     if not matches:
-        raise _ProblemError("the pattern matches nothing")
+        raise ProblemError("the pattern matches nothing")
     parts = Path(os.path.abspath(pattern)).parts  # noqa: PTH100
     fixed = next(place for place, part in enumerate(parts) if glob.has_magic(part))
     files: dict[Path, None] = {}
@@ -232,7 +235,7 @@ def _walk(folder: Path) -> tuple[list[Path], list[IgnoredFile]]:
     ignored: list[IgnoredFile] = []
     for here, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not is_output(Path(here, name))]
-        stores = _picture_folders(Path(here), folders, names)
+        stores = picture_folders(Path(here), folders, names)
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in stores)
         links = [Path(here, name) for name in folders if Path(here, name).is_symlink()]
         ignored += [IgnoredFile(str(link), "a symbolic link to a folder: name it as an input") for link in links]
@@ -240,34 +243,12 @@ def _walk(folder: Path) -> tuple[list[Path], list[IgnoredFile]]:
     return files, ignored
 
 
-def is_output(folder: Path) -> bool:
-    """Whether a folder was written by ``tokkit shard``: output that lies within an input is no input."""
-    try:
-        with (folder / "config.json").open("rb") as file:
-            head = file.read(200)
-    except OSError:
-        return False
-    return b'"tokkit-config"' in head
-
-
 def _raise(error: OSError) -> None:
     raise error
 
 
-def _picture_folders(here: Path, folders: list[str], names: list[str]) -> set[str]:
-    candidates = {name for name in folders if _names_pictures(name)}
-    documents = (here / name for name in names if name.lower().endswith((".parquet", *LINES)))
-    if candidates and any(recognise(path).format in WITH_PICTURE_FOLDERS for path in documents if path.is_file()):
-        return candidates
-    return set()
-
-
-def _names_pictures(name: str) -> bool:
-    return name == "images" or name.endswith("_images")
-
-
-def _in_picture_folder(path: Path, homes: set[Path]) -> bool:
-    return any(_names_pictures(parent.name) and parent.parent in homes for parent in path.parents)
+def _in_picture_folder(path: Location, homes: set[Location]) -> bool:
+    return any(names_pictures(parent.name) and parent.parent in homes for parent in path.parents)
 
 
 def _sort_files(one: _Input) -> _Input:
@@ -293,14 +274,14 @@ def _sort_files(one: _Input) -> _Input:
     if damaged:  # of the neighbours' format: reading them records the damage
         neighbours = [name for name in one.by_format if name in ("obelics", "hf_parquet", "text_parquet")]
         one.by_format.setdefault(neighbours[0] if len(neighbours) == 1 else "hf_parquet", []).extend(damaged)
-    homes = {Path(file.path).parent for name in WITH_PICTURE_FOLDERS for file in one.by_format.get(name, ())}
-    one.ignored = [file for file in one.ignored if not _in_picture_folder(Path(file.path), homes)]
-    above = {Path(file.path).parent for file in one.by_format.get("llava", ())}  # whose pictures may be in any folder below
-    one.ignored = [f for f in one.ignored if not (is_picture_name(f.path) and above.intersection(Path(f.path).parents))]
+    homes = {located(file.path).parent for name in WITH_PICTURE_FOLDERS for file in one.by_format.get(name, ())}
+    one.ignored = [file for file in one.ignored if not _in_picture_folder(located(file.path), homes)]
+    above = {located(file.path).parent for file in one.by_format.get("llava", ())}  # whose pictures may be in any folder below
+    one.ignored = [f for f in one.ignored if not (is_picture_name(f.path) and above.intersection(located(f.path).parents))]
     if one.format == "image_folder" or (one.format is None and not one.single):
         _take_image_folders(one)
     if not one.by_format:
-        raise _ProblemError(_nothing_found(one))
+        raise ProblemError(_nothing_found(one))
     return one
 
 
@@ -309,19 +290,19 @@ def _take_image_folders(one: _Input) -> None:
 
     A picture that lies beside a corpus stays what it is: a file that is not read.
     """
-    if one.format is None and not any(is_picture_name(Path(file.path).name) for file in one.ignored):
+    if one.format is None and not any(is_picture_name(located(file.path).name) for file in one.ignored):
         return
     folders, used = folders_of(one.files)
-    read = {Path(file.path) for files in one.by_format.values() for file in files}
+    read = {located(file.path) for files in one.by_format.values() for file in files}
     if one.format is None and (not folders or not read <= used):
         return
-    rest = [path for path in sorted(read - used) if one.format]
+    rest = [path for path in sorted(read - used, key=str) if one.format]
     one.by_format = {"image_folder": [InputFile.of(folder, one.root) for folder in folders]} if folders else {}
-    one.ignored = [file for file in one.ignored if Path(file.path) not in used]
+    one.ignored = [file for file in one.ignored if located(file.path) not in used]
     one.ignored += [IgnoredFile(str(path), "image_folder reads whole folders: name the folder") for path in rest]
 
 
-def _verdict(one: _Input, path: Path) -> Recognition:
+def _verdict(one: _Input, path: Location) -> Recognition:
     try:
         str(path).encode("utf-8")
     except UnicodeEncodeError:
@@ -345,7 +326,7 @@ def _nothing_found(one: _Input) -> str:
         return f"nothing to read on its own: {one.accompanying[0]}; name that instead"
     if not one.files and not one.ignored:
         return "the folder has no files"
-    seen = "; ".join(f"{Path(file.path).name}: {file.why}" for file in one.ignored[:3])
+    seen = "; ".join(f"{located(file.path).name}: {file.why}" for file in one.ignored[:3])
     return f"none of the {len(one.files)} files there is of a known format ({seen}). Known formats: {known}"
 
 
@@ -354,7 +335,8 @@ def _given_twice(found: Sequence[_Input]) -> Iterator[str]:
     owner: dict[str, tuple[int, str, str]] = {}
     for number, one in enumerate(found):
         for file in (file for files in one.by_format.values() for file in files):
-            first = owner.setdefault(os.path.realpath(file.path), (number, file.path, one.typed))
+            real = file.path if is_url(file.path) else os.path.realpath(file.path)
+            first = owner.setdefault(real, (number, file.path, one.typed))
             if first[:2] != (number, file.path):
                 yield f"{one.typed}: {file.path} is already read as {first[1]} ({first[2]}); its documents would come twice"
                 break

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,21 +16,38 @@ import pyarrow.parquet as pq
 
 from tokkit.documents import Document, Outcome
 from tokkit.sources.base import ContainerDamage, InputFile
+from tokkit.sources.opening import Location, for_arrow, located
 from tokkit.sources.parquet import UNREADABLE, is_damage, names_problem, rows_of, tidy_message
 from tokkit.sources.untrusted import failed_document, metadata_of, printable, slug
 
 _SUCCESS = "success"
 
 
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2")
+
+
+def tar_stem(name: str) -> str:
+    """The name of a tar, compressed or not, without its ending."""
+    ending = next((suffix for suffix in TAR_SUFFIXES if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(ending)]
+
+
+def sidecar_of(tar: Location) -> Location:
+    """Where the sidecar of a tar lies, if there is one."""
+    return tar.with_name(tar_stem(tar.name) + ".parquet")
+
+
 def find_sidecar(tar_path: str, tar_name: str) -> InputFile | None:
     """The sidecar of a tar, if there is one: the same name with ``.parquet``, with columns key and status, or unreadable."""
-    path = Path(tar_path).with_suffix(".parquet")
+    path = sidecar_of(located(tar_path))
     if not path.is_file():
         return None
     stat = path.stat()
-    file = InputFile(Path(tar_name).with_suffix(".parquet").as_posix(), str(path), stat.st_size, stat.st_mtime_ns)
+    name = PurePosixPath(tar_name).with_name(path.name).as_posix()
+    file = InputFile(name, str(path), stat.st_size, stat.st_mtime_ns)
     try:
-        names = set(pq.read_schema(path).names)
+        with for_arrow(str(path)) as given:
+            names = set(pq.read_schema(given).names)
     except UNREADABLE as error:
         if not is_damage(error):
             raise
@@ -59,7 +76,7 @@ class SidecarReader:
         seen: set[str] = set()
         row = 0
         try:
-            with pq.ParquetFile(self.file.path, buffer_size=1 << 20) as parquet:
+            with for_arrow(self.file.path) as given, pq.ParquetFile(given, buffer_size=1 << 20) as parquet:
                 _check_names(parquet.schema_arrow)
                 for batch in parquet.iter_batches(batch_size=1024, use_threads=False):
                     columns = zip(*(batch.column(c).cast(pa.string()).to_pylist() for c in ("key", "status")), strict=True)
@@ -100,7 +117,7 @@ class SidecarReader:
     def count(self, in_tar: Set[str]) -> int | None:
         """How many documents :meth:`lacking` yields, counted by column; None where the sidecar cannot be read."""
         try:
-            with pq.ParquetFile(self.file.path) as parquet:
+            with for_arrow(self.file.path) as given, pq.ParquetFile(given) as parquet:
                 _check_names(parquet.schema_arrow)
                 keys = parquet.read(["key"], use_threads=False).column("key").cast(pa.string())
         except UNREADABLE as error:

@@ -11,8 +11,9 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import BinaryIO
+
+from tokkit.sources.opening import located
 
 BLOCK = 512
 _MAX_EXTENSION_BYTES = 2**20
@@ -86,7 +87,7 @@ class _DamageFoundError(Exception):
 
 def tar_index(path: str) -> TarIndex:
     """Index the tar at ``path``; the last few are remembered until the file changes. Raises OSError for the surroundings."""
-    stat = Path(path).stat()
+    stat = located(path).stat()
     return _tar_index(path, stat.st_size, stat.st_mtime_ns)
 
 
@@ -94,7 +95,7 @@ def tar_index(path: str) -> TarIndex:
 def _tar_index(path: str, size: int, mtime_ns: int) -> TarIndex:
     members: list[Member] = []
     damage = None
-    with Path(path).open("rb") as file:
+    with located(path).open("rb") as file:
         try:
             for member in _walk(file, size):
                 members.append(member)  # one by one: what came before the damage is kept

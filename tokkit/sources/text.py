@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import ClassVar
 
 from tokkit.documents import Document, Text
 from tokkit.errors import ItemError
 from tokkit.sources.base import Alive, Census, ContainerDamage, Source, Unit, UnitReader, silent
+from tokkit.sources.opening import located
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, decode_text, failed_document
 
 
@@ -38,7 +38,7 @@ class _TextReader(UnitReader):
     def __iter__(self) -> Iterator[Document | ContainerDamage]:
         unit = self._unit
         self.consumed = 1.0
-        with Path(unit.path).open("rb") as file:
+        with located(unit.path).open("rb") as file:
             data = file.read(MAX_ITEM_BYTES + 1)
         try:
             if len(data) > MAX_ITEM_BYTES:

@@ -12,12 +12,12 @@ import errno
 import io
 import tarfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from tokkit.documents import Audio, Document, Image, Media, Text
 from tokkit.errors import ItemError
 from tokkit.sources.base import Alive, Census, ContainerDamage, InputFile, Source, Unit, UnitReader, silent
+from tokkit.sources.opening import located
 from tokkit.sources.samples import Sample, group_samples, lost_samples
 from tokkit.sources.sidecar import SidecarReader, find_sidecar
 from tokkit.sources.tarindex import Member, TarIndex, tar_index, tidy_name
@@ -61,7 +61,7 @@ class WebDatasetSource(Source):
             return Census(None)
         counted = [sample for sample in samples if unit.start <= sample.offset < unit.stop]
         items: dict[str, int] = {}
-        with Path(unit.path).open("rb") as file:
+        with located(unit.path).open("rb") as file:
             for sample in counted:
                 alive()
                 document = build_document(unit, sample, _reading(file, media=False))
@@ -92,7 +92,7 @@ class _TarReader(UnitReader):
         whole = [sample for sample in samples if sample.offset not in lost]
         mine = [sample for sample in whole if unit.start <= sample.offset < unit.stop]
         ends = [*(sample.offset for sample in mine[1:]), unit.stop][: len(mine)]
-        with Path(unit.path).open("rb") as file:
+        with located(unit.path).open("rb") as file:
             for sample, end in zip(mine, ends, strict=True):
                 document = build_document(unit, sample, _reading(file, media=True))
                 self.consumed = (end - unit.start) / max(1, unit.stop - unit.start)
@@ -196,7 +196,7 @@ def _reading(file: BinaryIO, media: bool) -> ReadMember:
 
 
 def _stamp(path: str) -> tuple[int, int]:
-    stat = Path(path).stat()
+    stat = located(path).stat()
     return stat.st_size, stat.st_mtime_ns
 
 
@@ -220,8 +220,8 @@ def _list_samples(path: str, size: int, alive: Alive) -> list[Sample] | None:
     members = []
     try:
         with (
-            _NoFurther(path, size) as file,
-            tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as tar,
+            located(path).open("rb") as file,
+            tarfile.open(fileobj=_NoFurther(file, size), mode="r:", encoding="utf-8", errors="backslashreplace") as tar,
         ):
             for info in tar:
                 alive()
@@ -231,7 +231,7 @@ def _list_samples(path: str, size: int, alive: Alive) -> list[Sample] | None:
             end = tar.offset
     except (tarfile.TarError, ValueError, OverflowError):  # the last two of numbers in a header that no file could have
         return None
-    with Path(path).open("rb") as rest:  # tarfile ends quietly where there is no further header, whatever the reason
+    with located(path).open("rb") as rest:  # tarfile ends quietly where there is no further header, whatever the reason
         rest.seek(end)
         if size - end < 1024 or any(any(chunk) for chunk in _chunks(rest, alive)):
             return None
@@ -247,20 +247,22 @@ def _foreign_kind(info: tarfile.TarInfo) -> str:
     return "file" if (info.isfile() or not known) and not sparse else "other"
 
 
-class _NoFurther(io.FileIO):
+class _NoFurther:
     """A file for :mod:`tarfile`, which reads in one piece what a header claims, and goes to wherever one points."""
 
-    def __init__(self, path: str, size: int) -> None:
-        super().__init__(path)
-        self._size = size
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size = file, size
 
-    def read(self, size: int | None = -1, /) -> bytes:
-        return super().read(self._size if size is None or size < 0 else min(size, self._size)) or b""
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self._file.read(self._size if size < 0 else min(size, self._size))
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         if whence == io.SEEK_SET and offset > self._size:  # an error of the system's, where it is far enough
             raise tarfile.ReadError("unexpected end of data")
-        return super().seek(offset, whence)
+        return self._file.seek(offset, whence)
 
 
 def _chunks(file: BinaryIO, alive: Alive) -> Iterator[bytes]:

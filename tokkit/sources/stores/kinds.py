@@ -25,8 +25,8 @@ from typing import Literal, get_args
 
 from tokkit.errors import ConfigError
 from tokkit.sources.base import InputFile
-from tokkit.sources.resolve import is_output
 from tokkit.sources.samples import is_picture_name
+from tokkit.sources.seen import is_output
 
 StoreKind = Literal["folder", "tar", "img2dataset", "warc"]
 KINDS: tuple[str, ...] = get_args(StoreKind)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from tokkit.documents import Failure, Outcome
 from tokkit.errors import FingerprintMismatch
 from tokkit.sources.base import InputFile
 from tokkit.sources.media_files import FilesBelow
+from tokkit.sources.opening import Location
 from tokkit.sources.parquet import is_damage, tidy_message
 from tokkit.sources.stores.index import Entry, StoreIndex
 from tokkit.sources.stores.kinds import Store
@@ -197,9 +197,9 @@ class Folder(FilesBelow):
         found = self.read(self._top, name, "image")
         return None if isinstance(found, Failure) and found.reason == "image-not-found" else found
 
-    def _read(self, path: str, name: str, kind: str) -> bytes | Failure:
-        if os.stat(path).st_mtime_ns > self._newest:  # noqa: PTH116 - as it is resolved already
-            raise changed(path)
+    def _read(self, path: Location, name: str, kind: str) -> bytes | Failure:
+        if path.stat().st_mtime_ns > self._newest:
+            raise changed(str(path))
         return super()._read(path, name, kind)
 
 

@@ -11,10 +11,10 @@ import gzip
 import re
 import zlib
 from collections import Counter
-from pathlib import Path
 from typing import BinaryIO, Protocol, cast
 
 from tokkit.sources.base import Alive, Census, Unit, silent
+from tokkit.sources.opening import located
 from tokkit.sources.warc.kinds import Kind, is_http, kind_of
 from tokkit.sources.warc.views import BOMB_BYTES, BOMB_RATIO
 
@@ -33,7 +33,7 @@ def count(unit: Unit, kinds: frozenset[Kind], alive: Alive = silent) -> Census:
     if unit.bytes == 0:
         return Census(None)
     found: Counter[str] = Counter()
-    with Path(unit.path).open("rb") as file:
+    with located(unit.path).open("rb") as file:
         part = _Range(file, unit.start, unit.stop)
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(unit.start)

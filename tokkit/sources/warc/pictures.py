@@ -19,7 +19,6 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import urlsplit, urlunsplit
 
@@ -29,6 +28,7 @@ import numpy.typing as npt
 from tokkit.documents import Failure, Outcome
 from tokkit.errors import ItemError
 from tokkit.sources.html.pictures import absolute
+from tokkit.sources.opening import located
 from tokkit.sources.untrusted import MAX_ITEM_BYTES
 from tokkit.sources.warc.http import HttpHead, parse_http, payload_of
 from tokkit.sources.warc.kinds import HTML_TYPES, essence
@@ -80,7 +80,7 @@ def same_url(url: str) -> str:
 
 def picture_index(path: str, name: str) -> PictureIndex:
     """The index of the archive at ``path``; the last few are remembered until the file changes."""
-    stat = Path(path).stat()
+    stat = located(path).stat()
     return _picture_index(path, name, stat.st_size, stat.st_mtime_ns)
 
 
@@ -105,8 +105,8 @@ def picture_keys(path: str, *, damaged: bool = False) -> Iterator[tuple[str, Pla
     Of a file of gzip members only the members' beginnings are read, so that what is broken in one is not told here; with
     ``damaged`` those that break early are given a key, too.
     """
-    with Path(path).open("rb") as file:
-        size = Path(path).stat().st_size
+    with located(path).open("rb") as file:
+        size = located(path).stat().st_size
         for found in _answers(file, size, layout_of(file, size), damaged=damaged):
             if isinstance(found, Broken):
                 yield found
@@ -117,8 +117,8 @@ def picture_keys(path: str, *, damaged: bool = False) -> Iterator[tuple[str, Pla
 
 def last_damage(path: str) -> Broken | None:
     """How a file of gzip members is cut off, if it is; other files are walked as a whole anyway."""
-    with Path(path).open("rb") as file:
-        size = Path(path).stat().st_size
+    with located(path).open("rb") as file:
+        size = located(path).stat().st_size
         if layout_of(file, size) != Layout.MEMBERS:
             return None
         back, start = 1 << 20, None
@@ -204,8 +204,8 @@ class ArchiveFile:
     def record(self, place: Place) -> Record | None:
         """The record at a place, or None where it is damaged."""
         if self._file is None:
-            self._file = Path(self._path).open("rb")  # noqa: SIM115 - closed by close()
-            self._size = Path(self._path).stat().st_size
+            self._file = located(self._path).open("rb")
+            self._size = located(self._path).stat().st_size
             self._layout = layout_of(self._file, self._size)
         if self._layout == Layout.MEMBERS:
             member = read_member(self._file, place.start, MAX_ITEM_BYTES + 2 * MAX_HEADER)

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import BinaryIO, ClassVar
 
 from tokkit.documents import Document
 from tokkit.sources.base import Alive, Census, ContainerDamage, InputFile, Source, SourceOptions, Unit, UnitReader, silent
 from tokkit.sources.html.dom import require_parser
+from tokkit.sources.opening import Location, located
 from tokkit.sources.untrusted import printable
 from tokkit.sources.warc.census import count
 from tokkit.sources.warc.kinds import Kind
@@ -36,7 +36,7 @@ class WarcSource(Source):
     format: ClassVar[str] = "warc"
     kinds: ClassVar[frozenset[Kind]] = frozenset((Kind.PAGE, Kind.TEXT))
 
-    def __init__(self, name: str, root: Path, files: Sequence[InputFile]) -> None:
+    def __init__(self, name: str, root: Location, files: Sequence[InputFile]) -> None:
         super().__init__(name, root, files)
         if Kind.PAGE in self.kinds:
             require_parser()
@@ -46,7 +46,7 @@ class WarcSource(Source):
         for file in self.files:
             cuts = [0]
             if file.size > unit_bytes:
-                with Path(file.path).open("rb") as stream:
+                with located(file.path).open("rb") as stream:
                     cuts = _cuts(stream, file.size, unit_bytes)
             for start, stop in pairwise([*cuts, file.size]):
                 yield Unit(self.name, file.name, file.path, start, stop, stop - start)
@@ -87,7 +87,7 @@ class _ArchiveReader(UnitReader):
         unit = self._unit
         pages = PageReader(unit.source, unit.file, unit.path, self._options)
         try:
-            with Path(unit.path).open("rb") as file:
+            with located(unit.path).open("rb") as file:
                 for found in self._walk(file):
                     behind = min(1.0, (found.stop - unit.start) / max(1, unit.stop - unit.start))
                     if isinstance(found, Broken):
@@ -105,7 +105,7 @@ class _ArchiveReader(UnitReader):
 
     def _walk(self, file: BinaryIO) -> Iterator[Record | Broken]:
         unit = self._unit
-        size = Path(unit.path).stat().st_size
+        size = located(unit.path).stat().st_size
         if size == 0:
             yield Broken(0, 0, "warc-empty", "the file has no bytes")
             return
