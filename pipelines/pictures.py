@@ -18,12 +18,13 @@ from tokkit.errors import ConfigError, TransientError
 from tokkit.media.images import DEFAULT_LIMITS, ImageLimits
 from tokkit.pipelines.inputs import announce_ignored
 from tokkit.pipelines.progress import Progress
+from tokkit.sources import TARS
 from tokkit.sources.base import Source
 from tokkit.sources.resolve import resolve_inputs
 from tokkit.sources.samples import is_picture_name
 from tokkit.training.pictures import Picture, Reject, pictures_of
 
-CORPUS_SUFFIXES = (".tar", ".parquet", ".warc", ".warc.gz", ".arc", ".arc.gz")
+CORPUS_SUFFIXES = (*TARS, ".parquet", ".warc", ".warc.gz", ".arc", ".arc.gz")
 
 # Sources' units and picture files are taken in orders drawn from this, so that the first pictures are of all kinds.
 ORDER_SEED = 0

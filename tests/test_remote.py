@@ -27,7 +27,7 @@ from tokkit.sources.remote import MAX_REQUEST, MIN_REQUEST, RemotePath
 from tokkit.sources.resolve import resolve_inputs
 
 SILENT = SilentProgress()
-WHAT = ["pairs", "documents", "texts", "audio", "lines", "pictures", "tables", "archives"]
+WHAT = ["pairs", "documents", "texts", "audio", "lines", "pictures", "tables", "packed", "archives"]
 
 
 class World:
@@ -47,6 +47,8 @@ class World:
         self._write("pictures/metadata.csv", b"file_name,text\ncat/1.png,a cat\ncat/9.png,is not there\n")
         self._write("tables/a b+c%20d.csv", b'text,n\n"one\ntwo",1\nthree\n')
         self._write("tables/big.json.txt", b"some text")
+        self._write("packed/0.tar.gz", gzip.compress((self.corpus / "pairs" / "00000.tar").read_bytes(), mtime=0))
+        self._write("packed/0.parquet", (self.corpus / "pairs" / "00000.parquet").read_bytes())
         if find_spec("resiliparse"):
             from warc_helpers import response, write
 
@@ -96,7 +98,7 @@ def places(*names: str) -> list[str]:
 # ---- the same bytes
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_object_store_gives_the_bytes_of_a_disk(world: World, store: Store, tmp_path: Path, workers: int) -> None:
     store.upload(world.corpus, "corpus")
     result = world.run(tmp_path / "out", places(*WHAT), workers=workers)
@@ -262,6 +264,7 @@ def test_a_store_that_fails_now_and_then_is_asked_again(world: World, store: Sto
     assert count[0] > 100
 
 
+@pytest.mark.slow
 def test_a_store_that_stays_down_ends_the_command_with_75_and_the_same_command_goes_on(
     world: World, store: Store, tmp_path: Path
 ) -> None:

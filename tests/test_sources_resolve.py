@@ -181,7 +181,7 @@ def test_damaged_files_keep_the_format_of_their_name_or_neighbours(tmp_path: Pat
         ("m.jsonl", json.dumps({"audio_filepath": "a.wav", "text": "a"}), "audio manifest"),
         ("m.json", json.dumps([{"a": 1}]), "conversations"),
         ("m.jsonl", json.dumps({"label": 1}), "no line has a field"),
-        ("m.tar.gz", "x", "decompress"),
+        ("m.tar.xz", "x", "decompress"),
         ("m.txt.zst", "x", "zstd"),
         ("m.csv", "a,b\n1,2\n", "its columns are: a, b"),
     ],

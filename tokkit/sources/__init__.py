@@ -34,12 +34,15 @@ class Format(NamedTuple):
 # JSON lines, of which the first ones tell what they are.
 LINES = (".json.gz", *(f".{name}{packed}" for name in ("jsonl", "ndjson") for packed in ("", ".gz", ".zip", ".zst")))
 
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2")
+
 FORMATS: dict[str, Format] = {
     "webdataset": Format(
         "tokkit.sources.webdataset",
         "WebDatasetSource",
-        (".tar",),
-        "tars of KEY.jpg or KEY.wav with KEY.txt and KEY.json (img2dataset, WebDataset), with their .parquet beside them",
+        TARS,
+        "tars of KEY.jpg or KEY.wav with KEY.txt and KEY.json (img2dataset, WebDataset), plain or compressed (.tar.gz, .tgz, "
+        ".tar.zst, .tar.bz2), with their .parquet beside them",
     ),
     "obelics": Format(
         "tokkit.sources.obelics",

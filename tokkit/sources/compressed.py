@@ -1,7 +1,8 @@
-"""Compressed files by their names' endings: ``.gz``, ``.zst``, ``.zip`` of one file; piece by piece, naming the damage."""
+"""Compressed files by their endings (gzip, zstd, bzip2, and zip of one file), piece by piece, naming the damage."""
 
 from __future__ import annotations
 
+import bz2
 import contextlib
 import gzip
 import io
@@ -19,8 +20,9 @@ from tokkit.sources.untrusted import printable
 
 __all__ = ["DAMAGE_ERRORS", "StreamDamage", "decompress", "is_compressed", "open_decompressed", "peek"]
 
-SUFFIXES = (".gz", ".zip", ".zst")
+SUFFIXES = (".gz", ".tgz", ".zip", ".zst", ".bz2")
 _PIECE = 1 << 20
+_BZ2_CHUNK = 1 << 14
 _ZSTD_PIECE = 1 << 16  # what a damage takes along
 _ZSTD_AHEAD = 1 << 16  # of the file: what the library reads before it decompresses
 
@@ -36,6 +38,8 @@ def is_compressed(name: str) -> bool:
 def decompress(file: BinaryIO, name: str) -> Iterator[tuple[int, bytes] | StreamDamage]:
     """Pairs of (bytes of the file consumed so far, decompressed piece), ended by a damage if there is one."""
     lower = name.lower()
+    if lower.endswith(".bz2"):
+        return unbz2(file)
     return unzip(file) if lower.endswith(".zip") else unzstd(file) if lower.endswith(".zst") else gunzip(file)
 
 
@@ -51,7 +55,10 @@ def open_decompressed(path: str, name: str) -> Iterator[BinaryIO]:
 
         with for_arrow(path) as given, pa.CompressedInputStream(given, "zstd") as stream:
             yield io.BufferedReader(stream, _PIECE)
-    elif lower.endswith(".gz"):
+    elif lower.endswith(".bz2"):
+        with located(path).open("rb") as file, bz2.BZ2File(file) as stream:
+            yield stream  # type: ignore[misc]
+    elif lower.endswith((".gz", ".tgz")):
         with located(path).open("rb") as file, gzip.GzipFile(fileobj=file) as stream:
             yield stream  # type: ignore[misc]
     else:
@@ -159,6 +166,33 @@ def _opened(file: BinaryIO, size: int) -> Iterator[tuple[zipfile.ZipInfo, Binary
         ) as error:  # of a directory that makes no sense
             raise zipfile.BadZipFile(f"{type(error).__name__}: {error}") from error
         yield member, stream  # type: ignore[misc]
+
+
+def unbz2(file: BinaryIO) -> Iterator[tuple[int, bytes] | StreamDamage]:
+    """A bzip2 file of any number of streams; see :func:`decompress`. A damage takes the rest of its block along."""
+    machine, given, place, any_stream = bz2.BZ2Decompressor(), False, 0, False
+    while data := file.read(_BZ2_CHUNK):
+        while data:
+            if not given and any_stream and not data.strip(b"\0"):
+                place, data = place + len(data), b""  # zeros are padding
+                break
+            try:
+                piece = machine.decompress(data, _PIECE)
+                while not machine.needs_input and not machine.eof:
+                    yield place, piece
+                    piece = machine.decompress(b"", _PIECE)
+            except OSError as error:
+                reason = "bzip2-trailing-garbage" if any_stream and not given else "bzip2-damaged"
+                yield StreamDamage(place, reason, str(error))
+                return
+            given = True
+            place += len(data) - len(machine.unused_data)
+            yield place, piece
+            data = machine.unused_data
+            if machine.eof:
+                machine, given, any_stream = bz2.BZ2Decompressor(), False, True
+    if given or not any_stream:
+        yield StreamDamage(place, "bzip2-truncated", "the file ends within the compressed stream")
 
 
 def _only_member(archive: zipfile.ZipFile) -> zipfile.ZipInfo:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from tokkit.sources import FORMATS, LINES
+from tokkit.sources import FORMATS, LINES, TARS
 from tokkit.sources.compressed import peek
 from tokkit.sources.opening import Location, for_arrow
 from tokkit.sources.plugins import installed_formats
@@ -52,8 +52,10 @@ def recognise(path: Location) -> Recognition:
 
 def _recognise_own(path: Location) -> Recognition:
     name = path.name.lower()
-    if name.endswith((".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
-        return Recognition(None, "a compressed tar: decompress it first")
+    if name.endswith(TARS):
+        return Recognition("webdataset")
+    if name.endswith((".tar.xz", ".txz", ".tbz2", ".tar.lz4")):
+        return Recognition(None, "a tar compressed in a way, or named in a way, that is not read: decompress it first")
     if name.endswith((".wat", ".wat.gz")):
         return Recognition(None, "a WAT file: metadata of another archive, no documents")
     if name.endswith(".zst") and not name.endswith(LINES):
@@ -90,9 +92,9 @@ def is_sidecar(path: Location) -> str:
 
 def _tar_with(parquet: Location) -> str:
     """The tar that a parquet is the sidecar of; empty where it is none."""
-    from tokkit.sources.sidecar import TAR_SUFFIXES, find_sidecar
+    from tokkit.sources.sidecar import find_sidecar
 
-    for suffix in TAR_SUFFIXES:
+    for suffix in TARS:
         tar = parquet.with_suffix(suffix)
         if tar.is_file() and find_sidecar(str(tar), tar.name) is not None:
             return tar.name

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tokkit.documents import Document, Outcome
+from tokkit.sources import TARS
 from tokkit.sources.base import ContainerDamage, InputFile
 from tokkit.sources.opening import Location, for_arrow, located
 from tokkit.sources.parquet import UNREADABLE, is_damage, names_problem, rows_of, tidy_message
@@ -23,12 +24,9 @@ from tokkit.sources.untrusted import failed_document, metadata_of, printable, sl
 _SUCCESS = "success"
 
 
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tar.bz2")
-
-
 def tar_stem(name: str) -> str:
     """The name of a tar, compressed or not, without its ending."""
-    ending = next((suffix for suffix in TAR_SUFFIXES if name.lower().endswith(suffix)), "")
+    ending = next((suffix for suffix in TARS if name.lower().endswith(suffix)), "")
     return name[: len(name) - len(ending)]
 
 

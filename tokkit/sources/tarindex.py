@@ -2,7 +2,8 @@
 
 The readers that exist end quietly at a damaged header, at a missing end and at a second archive glued behind the first. This
 walk knows the same formats (ustar, GNU long names, pax, base-256 sizes; header fields by :meth:`tarfile.TarInfo.frombuf`)
-and tells. Only headers are read: data is seeked over. Names are decoded for people and for grouping, never used as paths.
+and tells. Only headers are read: data is seeked over, or, where the tar is compressed, gone over
+(:mod:`tokkit.sources.tarstream`). Names are decoded for people and for grouping, never used as paths.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import BinaryIO
+from typing import Protocol
 
 from tokkit.sources.opening import located
+from tokkit.sources.warc.views import FileView
 
 BLOCK = 512
 _MAX_EXTENSION_BYTES = 2**20
@@ -93,44 +95,64 @@ def tar_index(path: str) -> TarIndex:
 
 @lru_cache(maxsize=4)
 def _tar_index(path: str, size: int, mtime_ns: int) -> TarIndex:
+    with located(path).open("rb") as file:
+        return index_of(FileView(file, size))
+
+
+class Bytes(Protocol):
+    """What is walked: bytes by offset, each asked for about where the last ones were or further on."""
+
+    def at(self, offset: int, size: int) -> bytes:
+        """Up to ``size`` bytes from ``offset``; fewer only where the bytes end."""
+
+    def reaches(self, offset: int) -> bool:
+        """Whether there are ``offset`` bytes at least."""
+
+    @property
+    def size(self) -> int:
+        """How many there are; known once :meth:`reaches` was false."""
+
+
+def index_of(data: Bytes) -> TarIndex:
+    """The index of a tar's bytes, wherever they come from."""
     members: list[Member] = []
     damage = None
-    with located(path).open("rb") as file:
-        try:
-            for member in _walk(file, size):
-                members.append(member)  # one by one: what came before the damage is kept
-        except _DamageFoundError as found:
-            damage = found.damage
-    return TarIndex(tuple(members), damage, size)
+    try:
+        for member in _walk(data):
+            members.append(member)  # one by one: what came before the damage is kept
+    except _DamageFoundError as found:
+        damage = found.damage
+    return TarIndex(tuple(members), damage, data.size)
 
 
-def _walk(file: BinaryIO, size: int) -> Iterator[Member]:
-    _check_start(file, size)
+def _walk(data: Bytes) -> Iterator[Member]:
+    _check_start(data)
     offset = 0
     while True:
-        header = _header(file, offset, size)
+        header = _header(data, offset)
         if header is None:
-            _check_end(file, offset, size)
+            _check_end(data, offset)
             return
-        member, offset = _member(file, header, offset, size)
+        member, offset = _member(data, header, offset)
         yield member
 
 
-def _check_start(file: BinaryIO, size: int) -> None:
-    if size == 0:
+def _check_start(data: Bytes) -> None:
+    if not data.reaches(1):
         raise _DamageFoundError(0, "tar-empty", "the file has no bytes; even a tar without members has 1024")
-    magic = file.read(6)
+    magic = data.at(0, 6)
     for prefix, name in _COMPRESSED.items():
         if magic.startswith(prefix):
             raise _DamageFoundError(0, "tar-compressed", f"compressed with {name}, though named .tar: decompress it first")
 
 
-def _header(file: BinaryIO, offset: int, size: int) -> tarfile.TarInfo | None:
+def _header(data: Bytes, offset: int) -> tarfile.TarInfo | None:
     """The header block at ``offset``, or None for a block of zeros."""
-    if offset >= size:
-        raise _DamageFoundError(size, "tar-no-end", "the two zero blocks that end a tar are missing: it was probably cut off")
-    file.seek(offset)
-    block = file.read(BLOCK)
+    block = data.at(offset, BLOCK)
+    if not block:
+        raise _DamageFoundError(
+            data.size, "tar-no-end", "the two zero blocks that end a tar are missing: it was probably cut off"
+        )
     if len(block) < BLOCK:
         raise _DamageFoundError(offset, "tar-truncated", f"the file ends within a header, {len(block)} bytes into it")
     try:
@@ -144,13 +166,12 @@ def _header(file: BinaryIO, offset: int, size: int) -> tarfile.TarInfo | None:
     return header
 
 
-def _check_end(file: BinaryIO, offset: int, size: int) -> None:
+def _check_end(data: Bytes, offset: int) -> None:
     """The archive ends with two zero blocks, and nothing but zeros behind them."""
-    if offset + 2 * BLOCK > size:
+    if not data.reaches(offset + 2 * BLOCK):
         raise _DamageFoundError(offset, "tar-no-end", "the file ends within the two zero blocks that end a tar")
-    file.seek(offset)
     place = offset
-    while chunk := file.read(1 << 20):
+    while chunk := data.at(place, 1 << 20):
         if any(chunk):
             behind = place + len(chunk) - len(chunk.lstrip(b"\0"))
             if behind < offset + 2 * BLOCK:
@@ -162,7 +183,7 @@ def _check_end(file: BinaryIO, offset: int, size: int) -> None:
         place += len(chunk)
 
 
-def _member(file: BinaryIO, header: tarfile.TarInfo, start: int, size: int) -> tuple[Member, int]:
+def _member(data: Bytes, header: tarfile.TarInfo, start: int) -> tuple[Member, int]:
     """The member whose first header block, at ``start``, is ``header``, and the offset of the next."""
     offset = start
     records: dict[str, str] = {}
@@ -172,7 +193,7 @@ def _member(file: BinaryIO, header: tarfile.TarInfo, start: int, size: int) -> t
         if extension in seen and extension != tarfile.XGLTYPE:  # readers differ in which they take
             raise _DamageFoundError(start, "tar-invalid-header", f"two extension headers for one member, at byte {start}")
         seen.add(extension)
-        body = _extension(file, header, start, offset, size)
+        body = _extension(data, header, start, offset)
         if extension == tarfile.GNUTYPE_LONGNAME:
             _add(records, {"path": _long_name(body, header.size, start)}, start)
         elif extension == tarfile.XHDTYPE:
@@ -182,13 +203,13 @@ def _member(file: BinaryIO, header: tarfile.TarInfo, start: int, size: int) -> t
             if any(key in _OF_A_MEMBER or key.startswith(_SPARSE) for key in more):
                 raise _DamageFoundError(start, "tar-invalid-header", f"one name or size for all members, at byte {start}")
         offset += BLOCK + _padded(header.size)
-        following = _header(file, offset, size)
+        following = _header(data, offset)
         if following is None:
             raise _DamageFoundError(start, "tar-invalid-header", f"no member follows the extension header at byte {start}")
         header = following
-    data = offset + BLOCK
+    begin = offset + BLOCK
     if header.type == tarfile.GNUTYPE_SPARSE:
-        data = _behind_sparse_map(file, offset, size)
+        begin = _behind_sparse_map(data, offset)
     length = _size(header, records, start)
     kind = _KINDS.get(header.type, "file")
     if any(key.startswith(_SPARSE) for key in records):
@@ -196,10 +217,10 @@ def _member(file: BinaryIO, header: tarfile.TarInfo, start: int, size: int) -> t
     if kind not in ("file", "sparse file"):
         length = 0  # links, folders and devices have no data, whatever their size field says
     name = tidy_name(records.get("path", header.name))
-    if data + length > size:
-        message = f"the file ends within the member {name!r}: {data + length - size} of its {length} bytes are missing"
+    if not data.reaches(begin + length):
+        message = f"the file ends within the member {name!r}: {begin + length - data.size} of its {length} bytes are missing"
         raise _DamageFoundError(start, "tar-truncated", message, member=name)
-    return Member(name, kind, start, data, length), data + _padded(length)
+    return Member(name, kind, start, begin, length), begin + _padded(length)
 
 
 def _add(records: dict[str, str], more: dict[str, str], start: int) -> None:
@@ -224,10 +245,10 @@ def tidy_name(name: str) -> str:
     return name
 
 
-def _extension(file: BinaryIO, header: tarfile.TarInfo, start: int, offset: int, size: int) -> bytes:
+def _extension(data: Bytes, header: tarfile.TarInfo, start: int, offset: int) -> bytes:
     if header.size > _MAX_EXTENSION_BYTES:
         raise _DamageFoundError(start, "tar-invalid-header", f"an extension header of {header.size} bytes at byte {offset}")
-    body = file.read(_padded(header.size))
+    body = data.at(offset + BLOCK, _padded(header.size))
     if len(body) < _padded(header.size):
         raise _DamageFoundError(start, "tar-truncated", f"the file ends within the extension header at byte {offset}")
     return body
@@ -258,14 +279,13 @@ def _size(header: tarfile.TarInfo, records: dict[str, str], start: int) -> int:
     return int(text)
 
 
-def _behind_sparse_map(file: BinaryIO, offset: int, size: int) -> int:
+def _behind_sparse_map(data: Bytes, offset: int) -> int:
     """An old GNU sparse file continues its map in further blocks: byte 482 of the header, then byte 504 of each, says so."""
-    file.seek(offset)
-    block, flag = file.read(BLOCK), 482
+    block, flag = data.at(offset, BLOCK), 482
     while len(block) == BLOCK and block[flag]:
         offset += BLOCK
-        block, flag = file.read(BLOCK), 504
-    if offset + BLOCK > size:
+        block, flag = data.at(offset, BLOCK), 504
+    if not data.reaches(offset + BLOCK):
         raise _DamageFoundError(offset, "tar-truncated", "the file ends within the map of a sparse file")
     return offset + BLOCK
 

@@ -3,7 +3,8 @@
 ``00000.tar`` holds ``KEY.jpg``, ``KEY.txt``, ``KEY.json`` and so on (:mod:`tokkit.sources.samples`). A sample is a pair: its
 media items in the archive's order, then its text: the ``.txt``, or else the JSON's ``caption`` or ``text``. The JSON is the
 document's metadata. Reading goes by the index of the headers, so a unit is a range of samples, read in place; nothing is
-unpacked. ``00000.parquet`` beside the tar adds the rows that were never downloaded (:mod:`tokkit.sources.sidecar`).
+unpacked. A tar that is compressed as a whole is one unit (:mod:`tokkit.sources.tarstream`). ``00000.parquet`` beside the tar
+adds the rows that were never downloaded (:mod:`tokkit.sources.sidecar`).
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from __future__ import annotations
 import errno
 import io
 import tarfile
-from collections.abc import Callable, Iterator
-from typing import BinaryIO, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import BinaryIO, ClassVar, cast
 
 from tokkit.documents import Audio, Document, Image, Media, Text
 from tokkit.errors import ItemError
 from tokkit.sources.base import Alive, Census, ContainerDamage, InputFile, Source, Unit, UnitReader, silent
+from tokkit.sources.compressed import DAMAGE_ERRORS, is_compressed, open_decompressed
 from tokkit.sources.opening import located
 from tokkit.sources.samples import Sample, group_samples, lost_samples
 from tokkit.sources.sidecar import SidecarReader, find_sidecar
 from tokkit.sources.tarindex import Member, TarIndex, tar_index, tidy_name
+from tokkit.sources.tarstream import Forward, StreamView, in_order, stream_index
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, decode_text, failed_document, metadata_of, parse_json, printable
 
 MAX_SAMPLE_BYTES = 4 * MAX_ITEM_BYTES
@@ -43,7 +47,7 @@ class WebDatasetSource(Source):
         """Ranges of bytes, cut where a sample begins. A tar larger than ``unit_bytes`` has its headers read."""
         for file in self.files:
             cuts = [0]
-            if file.size > unit_bytes:
+            if file.size > unit_bytes and not is_compressed(file.name):
                 for sample in group_samples(tar_index(file.path).members):
                     if sample.offset >= cuts[-1] + unit_bytes:
                         cuts.append(sample.offset)
@@ -52,22 +56,20 @@ class WebDatasetSource(Source):
 
     def read(self, unit: Unit) -> UnitReader:
         """Documents of the samples that begin in the range; the last range adds the damage and the sidecar's rows."""
-        return _TarReader(unit)
+        return _StreamReader(unit) if is_compressed(unit.file) else _TarReader(unit)
 
     def census(self, unit: Unit, alive: Alive = silent) -> Census:
         """Count samples by the headers that :mod:`tarfile` finds, and media items of those whose texts can be read."""
-        samples = _foreign_samples(unit.path, alive)
-        if samples is None or tar_index(unit.path).damage is not None:  # of a damage the last unit tells, for all
-            return Census(None)
-        counted = [sample for sample in samples if unit.start <= sample.offset < unit.stop]
+        samples, packed = _foreign_samples(unit.path, alive), is_compressed(unit.file)
+        if samples is None or (not packed and tar_index(unit.path).damage is not None):
+            return Census(None)  # of a damage the last unit tells, for all
+        # What is compressed is one unit, and its offsets are those of what comes out.
+        counted = [sample for sample in samples if packed or unit.start <= sample.offset < unit.stop]
         items: dict[str, int] = {}
-        with located(unit.path).open("rb") as file:
-            for sample in counted:
-                alive()
-                document = build_document(unit, sample, _reading(file, media=False))
-                for media in document.media:
-                    modality = "image" if isinstance(media, Image) else "audio"
-                    items[modality] = items.get(modality, 0) + 1
+        for document in _counted(unit, counted, alive):
+            for media in document.media:
+                modality = "image" if isinstance(media, Image) else "audio"
+                items[modality] = items.get(modality, 0) + 1
         documents = len(counted)
         sidecar = find_sidecar(unit.path, unit.file) if unit.stop >= _stamp(unit.path)[0] else None
         if sidecar is not None:
@@ -78,6 +80,18 @@ class WebDatasetSource(Source):
                 return Census(None)
             documents += rows
         return Census(documents, items)
+
+
+def _counted(unit: Unit, samples: list[Sample], alive: Alive) -> Iterator[Document]:
+    """The documents that samples are, without their media."""
+    if is_compressed(unit.file):
+        for sample, data in in_order(samples, _texts_of, lambda: _foreign_members(unit.path, alive)):
+            yield build_document(unit, sample, _held(data))
+        return
+    with located(unit.path).open("rb") as file:
+        for sample in samples:
+            alive()
+            yield build_document(unit, sample, _reading(file, media=False))
 
 
 class _TarReader(UnitReader):
@@ -99,22 +113,92 @@ class _TarReader(UnitReader):
                 yield document
         self.consumed = 1.0
         if unit.stop >= index.size:
-            yield from self._rest(index, whole, [sample for sample in samples if sample.offset in lost])
+            yield from _rest(unit, index, whole, [sample for sample in samples if sample.offset in lost], index.size)
 
-    def _rest(self, index: TarIndex, whole: list[Sample], lost: list[Sample]) -> Iterator[Document | ContainerDamage]:
-        """What follows the last sample: the damage, and what the sidecar knows beyond the tar."""
+
+class _StreamReader(UnitReader):
+    def __init__(self, unit: Unit) -> None:
+        self._unit = unit
+
+    def __iter__(self) -> Iterator[Document | ContainerDamage]:
         unit = self._unit
-        if index.damage is not None:
-            start, message = index.damage.start, index.damage.message
-            if lost:
-                start = min(start, lost[0].offset)
-                named = ", ".join(repr(sample.key) for sample in lost[:8]) + (", ..." if len(lost) > 8 else "")
-                message += f"; not taken for whole: {named}"
-            yield ContainerDamage(unit.file, start, index.size, index.damage.reason, printable(message))
-        sidecar = find_sidecar(unit.path, unit.file)
-        if sidecar is not None:
-            in_tar = {sample.key for sample in whole if not sample.repeats}
-            yield from SidecarReader(unit.source, unit.file, sidecar).lacking(in_tar)
+        size = located(unit.path).stat().st_size
+        with located(unit.path).open("rb") as file:
+            view = StreamView(file, unit.file, self.alive)
+            index = stream_index(view)
+        samples = group_samples(index.members)
+        lost = lost_samples(samples, index.damage)
+        whole = [sample for sample in samples if sample.offset not in lost]
+        for number, (sample, data) in enumerate(in_order(whole, _members_of, lambda: self._members(index)), 1):
+            document = build_document(unit, sample, _held(data))
+            self.consumed = number / len(whole)
+            yield document
+        self.consumed = 1.0
+        yield from _rest(unit, index, whole, [sample for sample in samples if sample.offset in lost], size, view.place)
+
+    def _members(self, index: TarIndex) -> Iterator[tuple[int, Callable[[], bytes]]]:
+        unit = self._unit
+        with located(unit.path).open("rb") as file:
+            view = StreamView(file, unit.file, self.alive)
+            for member in index.members:
+
+                def read(member: Member = member) -> bytes:
+                    data = view.at(member.data, member.size)
+                    if len(data) != member.size:
+                        raise OSError(errno.EIO, "shorter than when it was indexed; did something write to it?", unit.path)
+                    return data
+
+                yield member.offset, read
+
+
+def _members_of(sample: Sample) -> list[Member]:
+    """What is read of a sample: nothing of one that is rejected for what its headers say."""
+    if sample.problem is not None:
+        return []
+    try:
+        _check_sizes(sample)
+    except ItemError:
+        return []
+    return list(sample.fields.values())
+
+
+def _texts_of(sample: Sample) -> list[Member]:
+    return [member for member in _members_of(sample) if _is_text(member)]
+
+
+def _is_text(member: Member) -> bool:
+    return member.name.lower().endswith((".txt", ".json"))
+
+
+def _same(offset: int) -> int:
+    return offset
+
+
+def _rest(
+    unit: Unit,
+    index: TarIndex,
+    whole: list[Sample],
+    lost: list[Sample],
+    size: int,
+    place: Callable[[int], int] = _same,
+) -> Iterator[Document | ContainerDamage]:
+    """What follows the last sample: the damage, and what the sidecar knows beyond the tar.
+
+    Args:
+        size: of the file.
+        place: from an offset in the tar to one in the file.
+    """
+    if index.damage is not None:
+        start, message = index.damage.start, index.damage.message
+        if lost:
+            start = min(start, lost[0].offset)
+            named = ", ".join(repr(sample.key) for sample in lost[:8]) + (", ..." if len(lost) > 8 else "")
+            message += f"; not taken for whole: {named}"
+        yield ContainerDamage(unit.file, min(place(start), size), size, index.damage.reason, printable(message))
+    sidecar = find_sidecar(unit.path, unit.file)
+    if sidecar is not None:
+        in_tar = {sample.key for sample in whole if not sample.repeats}
+        yield from SidecarReader(unit.source, unit.file, sidecar).lacking(in_tar)
 
 
 def build_document(unit: Unit, sample: Sample, read: ReadMember) -> Document:
@@ -184,7 +268,7 @@ def _reading(file: BinaryIO, media: bool) -> ReadMember:
     """A function that reads a member; with ``media`` False, only those whose content decides what a sample is."""
 
     def read(member: Member) -> bytes:
-        if not media and not member.name.lower().endswith((".txt", ".json")):
+        if not media and not _is_text(member):
             return b""
         file.seek(member.data)
         data = file.read(member.size)
@@ -193,6 +277,11 @@ def _reading(file: BinaryIO, media: bool) -> ReadMember:
         return data
 
     return read
+
+
+def _held(data: Mapping[int, bytes]) -> ReadMember:
+    """A function that gives what was read of a sample before."""
+    return lambda member: data.get(member.offset, b"")
 
 
 def _stamp(path: str) -> tuple[int, int]:
@@ -218,24 +307,29 @@ _listed: dict[tuple[str, int, int], list[Sample] | None] = {}  # by path, size a
 
 def _list_samples(path: str, size: int, alive: Alive) -> list[Sample] | None:
     members = []
+    packed = is_compressed(path)
     try:
-        with (
-            located(path).open("rb") as file,
-            tarfile.open(fileobj=_NoFurther(file, size), mode="r:", encoding="utf-8", errors="backslashreplace") as tar,
-        ):
+        with _foreign_tar(path, alive) as (tar, stream):
             for info in tar:
                 alive()
                 kind = _foreign_kind(info)
                 name = tidy_name(info.name)
                 members.append(Member(name, kind, info.offset, info.offset_data, info.size))
-            end = tar.offset
+            # tarfile ends quietly where there is no further header, whatever the reason
+            stream.seek(tar.offset)
+            rest = 0
+            while chunk := stream.read(1 << 20):
+                alive()
+                rest += len(chunk)
+                if any(chunk):
+                    return None
     except (tarfile.TarError, ValueError, OverflowError):  # the last two of numbers in a header that no file could have
         return None
-    with located(path).open("rb") as rest:  # tarfile ends quietly where there is no further header, whatever the reason
-        rest.seek(end)
-        if size - end < 1024 or any(any(chunk) for chunk in _chunks(rest, alive)):
-            return None
-    return group_samples(members)
+    except DAMAGE_ERRORS as error:
+        if not packed or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        return None
+    return group_samples(members) if rest >= 1024 else None
 
 
 def _foreign_kind(info: tarfile.TarInfo) -> str:
@@ -265,7 +359,22 @@ class _NoFurther:
         return self._file.seek(offset, whence)
 
 
-def _chunks(file: BinaryIO, alive: Alive) -> Iterator[bytes]:
-    while chunk := file.read(1 << 20):
-        alive()
-        yield chunk
+@contextmanager
+def _foreign_tar(path: str, alive: Alive) -> Iterator[tuple[tarfile.TarFile, BinaryIO]]:
+    """The tar as the standard library reads it, and the bytes that it reads."""
+    size = located(path).stat().st_size
+    with open_decompressed(path, path) as opened:
+        stream = cast("BinaryIO", Forward(opened, size, alive) if is_compressed(path) else _NoFurther(opened, size))
+        with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="backslashreplace") as tar:
+            yield tar, stream
+
+
+def _foreign_members(path: str, alive: Alive) -> Iterator[tuple[int, Callable[[], bytes]]]:
+    with _foreign_tar(path, alive) as (tar, _):
+        for info in tar:
+
+            def read(info: tarfile.TarInfo = info) -> bytes:
+                found = tar.extractfile(info)
+                return b"" if found is None else found.read(info.size)
+
+            yield info.offset, read
