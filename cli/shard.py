@@ -31,7 +31,8 @@ def register(app: typer.Typer) -> None:
 
 def shard(
     inputs: Annotated[
-        list[str] | None, typer.Argument(show_default=False, help="Paths, globs or folders; FORMAT:PATH names the format.")
+        list[str] | None,
+        typer.Argument(show_default=False, help="Paths, globs, folders or URLs of them; FORMAT:PATH names the format."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Output directory; an unfinished one of the same run is gone on with.")

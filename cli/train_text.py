@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def train_text(
-    inputs: Annotated[list[str], typer.Argument(help="Paths, globs or folders with text; FORMAT:PATH names the format.")],
+    inputs: Annotated[list[str], typer.Argument(help="Paths, globs, folders or URLs of text; FORMAT:PATH names the format.")],
     out: Annotated[Path, typer.Option(help="The model file to write; FILE.model.json beside it says how it was made.")],
     vocab_size: Annotated[int | None, typer.Option(show_default="65536", help="Number of ids.")] = None,
     model_type: Annotated[str | None, typer.Option(show_default="bpe", help="bpe or unigram.")] = None,

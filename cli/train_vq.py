@@ -23,7 +23,9 @@ def register(app: typer.Typer) -> None:
 
 
 def train_vq(
-    inputs: Annotated[list[str], typer.Argument(help="Paths, globs or folders with pictures; FORMAT:PATH names the format.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Paths, globs, folders or URLs of pictures; FORMAT:PATH names the format.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the tokenizer: config.json, model.safetensors and metrics.jsonl.")],
     preset: Annotated[
         str | None,

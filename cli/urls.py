@@ -25,7 +25,9 @@ def register(app: typer.Typer) -> None:
 
 
 def urls(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="As for `tokkit shard`: files, folders or globs.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="As for `tokkit shard`: files, folders, globs or URLs.")
+    ],
     out: Annotated[Path, typer.Option(help="Parquet file: url, caption (alternative text) and page_url.")],
     images: Annotated[
         list[str] | None,

@@ -69,7 +69,7 @@ class ShardConfig(BaseModel):
     """The options of a run.
 
     Attributes:
-        inputs: paths, globs or folders, optionally ``FORMAT:`` prefixed.
+        inputs: paths, globs, folders or URLs, optionally ``FORMAT:`` prefixed.
         out: output directory; one that an earlier run of the same configuration left unfinished is gone on with.
         vocabulary_from: a released model's ``tokenizer.json``, whose ids the shards are to have
             (:mod:`tokkit.released_vocabularies`); without one a vocabulary is built around the text tokenizer.

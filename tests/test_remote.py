@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -274,7 +275,9 @@ def test_a_store_that_stays_down_ends_the_command_with_75_and_the_same_command_g
     options = ["--text-tokenizer", world.text, "--image-tokenizer", world.image, "--workers", "0", "--unit-size", "6000",
                "--shard-tokens", "1500", "--batch-size", "4", "--val-fraction", "0.2", "--report-documents", "2"]  # fmt: skip
     command = [sys.executable, "-c", code, "shard", *places(*WHAT), "--out", tmp_path / "out", *options]
-    run = partial(subprocess.run, [str(part) for part in command], capture_output=True, text=True)
+    environment = {name: value for name, value in os.environ.items() if name != "AWS_ENDPOINT_URL"}
+    environment["FSSPEC_S3_ENDPOINT_URL"] = store.url  # fsspec's own way of saying where a store is
+    run = partial(subprocess.run, [str(part) for part in command], capture_output=True, text=True, env=environment)
     store.failing = lambda method, path: method == "GET" and path.endswith("a.jsonl") and len(store.requests) > 120
     stopped = run()
     assert stopped.returncode == 75, stopped.stderr

@@ -115,6 +115,7 @@ class UrlStore:
     _entries: dict[str, _Download] = field(default_factory=dict)
     _members: dict[str, Member] | None = None
     _tar: BinaryIO | None = None
+    _pictures: Location | None = None
 
     @classmethod
     def load(cls, prefix: Location, folder: PurePosixPath) -> UrlStore:
@@ -145,8 +146,10 @@ class UrlStore:
             return not_found("image", "the URL map names no file")
         if self._members is not None:
             return self._from_tar(entry.file)
-        folder = self.prefix.with_name(f"{self.prefix.name}_images")
-        return files.read(folder if folder.is_dir() else self.prefix.with_name("images"), entry.file, "image")
+        if self._pictures is None:
+            own = self.prefix.with_name(f"{self.prefix.name}_images")
+            self._pictures = own if own.is_dir() else self.prefix.with_name("images")
+        return files.read(self._pictures, entry.file, "image")
 
     def _from_tar(self, name: str) -> bytes | Failure:
         member = (self._members or {}).get(name.removeprefix("./"))
