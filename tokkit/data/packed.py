@@ -26,7 +26,8 @@ the process that reads, so the dataset can be pickled and used with any start me
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +37,7 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
-from tokkit.data.shuffle import Permutation
+from tokkit.data.shuffle import Permutation, Slots
 from tokkit.errors import DataError
 from tokkit.packing.rows import PackedRows, load_rows
 from tokkit.packing.split import Pieces
@@ -174,6 +175,7 @@ class _Opened:
     all_learnt: bool
     pad_id: int
     order: Permutation | None
+    slots: Slots | None
 
 
 class PackedDataset(Dataset[Row]):
@@ -187,6 +189,8 @@ class PackedDataset(Dataset[Row]):
         split: ``train`` or ``val``.
         seed: of the shuffle; None reads the packs in plan order.
         epoch: another epoch, another order (:meth:`at_epoch`).
+        redraw: also draw, in each epoch, which of the pieces of one length goes where one of that length stands in the plan:
+            other documents share a sequence every time, and the plan stays as full as it is.
         modality_ids, labels, cu_seqlens: whether to add the fields of these names.
         loss_on: of what modalities tokens are to be predicted: any of ``text``, ``image``, ``audio``, ``video`` (with their
             boundaries) and ``control``; None: all.
@@ -206,6 +210,7 @@ class PackedDataset(Dataset[Row]):
         *,
         seed: int | None = None,
         epoch: int = 0,
+        redraw: bool = False,
         modality_ids: bool = True,
         labels: Labels | None = None,
         cu_seqlens: bool = False,
@@ -221,8 +226,12 @@ class PackedDataset(Dataset[Row]):
         unknown = set(self._loss_on or ()) - _LOSS_ON.keys()
         if unknown:
             raise ValueError(f"loss_on {sorted(unknown)}; any of {', '.join(_LOSS_ON)}")
+        self.redraw = redraw
+        if redraw and seed is None:
+            raise ValueError("redraw needs a seed")
         self._state: _Opened | None = None
         record = self._opened.plan.record
+        self.plan_digest = record.digest
         self._length, self._seq_len, self._max_pieces = record.counts.packs, record.seq_len, record.counts.max_pieces
 
     # ---- the process's own part
@@ -240,10 +249,13 @@ class PackedDataset(Dataset[Row]):
         if pad_id is None:
             pad_id = UnifiedVocabulary.load(self.directory / "vocabulary.json").marker("padding")
         rows = load_rows(plan)
-        if rows is not None and rows.record.pad_id != pad_id:
-            rows = None  # rows padded with another id than asked for: gather them anew
-        order = Permutation(plan.num_packs, self.seed, self.epoch) if self.seed is not None else None
-        return _Opened(shards, plan, rows, shards.all_learnt(), pad_id, order)
+        if rows is not None and (rows.record.pad_id != pad_id or self.redraw):
+            rows = None  # padded with another id than asked for, or not of these documents: gather them anew
+        slots = Slots.of(plan.pieces.length) if self.redraw else None
+        return _Opened(shards, plan, rows, shards.all_learnt(), pad_id, self._order(plan.num_packs), slots)
+
+    def _order(self, packs: int) -> Permutation | None:
+        return Permutation(packs, self.seed, self.epoch) if self.seed is not None else None
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_state": None}
@@ -259,20 +271,16 @@ class PackedDataset(Dataset[Row]):
         return self._length
 
     def at_epoch(self, epoch: int) -> PackedDataset:
-        """The same dataset in another epoch's order. Workers keep the dataset they were started with, so give the new one to
-        a new DataLoader."""
-        return PackedDataset(
-            self.directory,
-            self.name,
-            self.split,
-            seed=self.seed,
-            epoch=epoch,
-            modality_ids=self._modality_ids,
-            labels=self._labels,
-            cu_seqlens=self._cu_seqlens,
-            loss_on=self._loss_on,
-            pad_id=self._pad_id,
-        )
+        """The same dataset in another epoch's order; what is open is shared.
+
+        Workers keep the dataset they were started with, so give the new one to a new DataLoader, or take a
+        :class:`~tokkit.data.loader.PackedLoader`, which goes through the epochs by itself.
+        """
+        other = copy(self)
+        other.epoch = epoch
+        if self._state is not None:
+            other._state = replace(self._state, order=other._order(self._length))
+        return other
 
     def pack_index(self, index: int) -> int:
         """Which pack of the plan item ``index`` is; a negative index counts from the end, IndexError outside."""
@@ -284,12 +292,20 @@ class PackedDataset(Dataset[Row]):
 
     def segments(self, index: int) -> Pieces:
         """The pieces of documents in item ``index``, in the row's order."""
-        return self._opened.plan.pack(self.pack_index(index))
+        return self._pieces(self._opened, self.pack_index(index))
+
+    def _pieces(self, opened: _Opened, pack: int) -> Pieces:
+        if opened.slots is None:
+            return opened.plan.pack(pack)
+        assert self.seed is not None  # or there would be no slots
+        first, last = int(opened.plan.pack_offsets[pack]), int(opened.plan.pack_offsets[pack + 1])
+        drawn = [opened.slots.draw(slot, self.seed, self.epoch) for slot in range(first, last)]
+        return opened.plan.pieces.take(np.array(drawn, dtype=np.int64))
 
     def __getitem__(self, index: int) -> Row:
         opened = self._opened
         pack = self.pack_index(index)
-        stored = opened.plan.pack(pack)
+        stored = self._pieces(opened, pack)
         pieces = Pieces(np.array(stored.document), np.array(stored.start), np.array(stored.length))
         if int(pieces.length.sum()) > self._seq_len or (pieces.length < 1).any():
             raise DataError(f"{opened.plan.folder} is damaged: pack {pack} does not fit into a sequence")

@@ -10,6 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from tokkit.packing.kernels import histogram, order_by_length
 
 ROUNDS = 6  # an even number; four pass the usual tests, two more cost a microsecond
 _MASK = (1 << 64) - 1
@@ -56,3 +63,45 @@ class Permutation:
             index = a * size_b + b
             if index < self.n:
                 return index
+
+
+@lru_cache(maxsize=4096)
+def _of_length(count: int, seed: int, epoch: int, length: int) -> Permutation:
+    """The permutation of the pieces of one length."""
+    digest = hashlib.sha256(f"tokkit-redraw-1:{seed}:{length}".encode("ascii")).digest()
+    return Permutation(count, int.from_bytes(digest[:8], "little"), epoch)
+
+
+@dataclass(frozen=True, eq=False)
+class Slots:
+    """Where a plan has pieces of one length, so that they can be drawn into one another's places.
+
+    Attributes:
+        order: int64 [N], pieces by length, those of one length in order.
+        rank: int64 [N], where each piece stands in ``order``.
+        first: int64 [seq_len + 2], where each length begins in ``order``.
+        lengths: int32 [N], of the pieces.
+    """
+
+    order: npt.NDArray[np.int64]
+    rank: npt.NDArray[np.int64]
+    first: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int32]
+
+    @classmethod
+    def of(cls, lengths: npt.NDArray[np.int32]) -> Slots:
+        """Of pieces of these lengths."""
+        lengths = np.ascontiguousarray(lengths, dtype=np.int32)
+        counts = histogram(lengths, int(lengths.max(initial=0)))
+        order = order_by_length(lengths, counts)
+        rank = np.empty_like(order)
+        rank[order] = np.arange(len(order))
+        return cls(order, rank, np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)]), lengths)
+
+    def draw(self, slot: int, seed: int, epoch: int) -> int:
+        """The piece that stands in an epoch where ``slot`` stands in the plan: one of the same length, each exactly once."""
+        length = int(self.lengths[slot])
+        first, count = int(self.first[length]), int(self.first[length + 1] - self.first[length])
+        if count == 1:
+            return slot
+        return int(self.order[first + _of_length(count, seed, epoch, length)[int(self.rank[slot]) - first]])

@@ -1,0 +1,188 @@
+"""The loader: one order whatever the ranks, workers and batch size, exactly once an epoch, gone on with from anywhere."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import packing_corpus
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tokkit.data.loader import PackedLoader
+from tokkit.data.packed import PackedDataset
+from tokkit.data.shuffle import Slots
+from tokkit.errors import FingerprintMismatch, UsageError
+from tokkit.pipelines.pack import PackConfig, pack
+from tokkit.pipelines.progress import SilentProgress
+
+L = 64
+NAME = f"seq{L}-overlong"
+DOCUMENTS = packing_corpus.random_documents(90, seed=6)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = packing_corpus.write_directory(tmp_path_factory.mktemp("loader"), {"train": DOCUMENTS, "val": []})
+    pack(PackConfig(directory=path, seq_len=L), SilentProgress())
+    pack(PackConfig(directory=path, seq_len=L, name="rows", materialize=True), SilentProgress())
+    return path
+
+
+@pytest.fixture(scope="module")
+def line(directory: Path) -> list[tuple[int, ...]]:
+    """The sequences of three epochs, one after another."""
+    dataset = PackedDataset(directory, NAME, seed=7)
+    return [row_of(dataset.at_epoch(epoch)[n]) for epoch in range(3) for n in range(len(dataset))]
+
+
+def row_of(row: dict[str, torch.Tensor]) -> tuple[int, ...]:
+    return tuple(row["input_ids"].tolist())
+
+
+def batches(loader: PackedLoader, count: int | None = None) -> list[list[tuple[int, ...]]]:
+    found = []
+    for batch in loader:
+        found.append([tuple(row) for row in batch["input_ids"].tolist()])
+        if len(found) == count:
+            break
+    return found
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ranks=st.integers(1, 5), batch_size=st.integers(1, 9), epochs=st.integers(1, 3))
+def test_all_ranks_together_take_the_line(
+    directory: Path, line: list[tuple[int, ...]], ranks: int, batch_size: int, epochs: int
+) -> None:
+    dataset = PackedDataset(directory, NAME, seed=7)
+    loaders = [PackedLoader(dataset, batch_size, rank=r, world_size=ranks, epochs=epochs) for r in range(ranks)]
+    expected = [len(loader) for loader in loaders]
+    taken = [batches(loader) for loader in loaders]
+    assert [len(steps) for steps in taken] == expected
+    assert len(set(expected)) == 1
+    together = [row for step in zip(*taken, strict=True) for part in step for row in part]
+    assert together == line[: len(together)]
+    assert len(dataset) * epochs - len(together) < ranks * batch_size
+    assert [loader.place for loader in loaders] == [len(together)] * ranks
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing_and_the_state_is_of_what_was_yielded(
+    directory: Path, line: list[tuple[int, ...]], workers: int
+) -> None:
+    loader = PackedLoader(PackedDataset(directory, NAME, seed=7), 4, workers=workers, prefetch_factor=4)
+    taken = batches(loader, 5)
+    assert [row for step in taken for row in step] == line[:20]
+    assert loader.state_dict()["place"] == 20  # though more was read ahead
+    again = PackedLoader(PackedDataset(directory, NAME, seed=7), 4)
+    again.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    assert [row for step in batches(again, 3) for row in step] == line[20:32]
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    first=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(0, 6)),
+    then=st.tuples(st.integers(1, 3), st.integers(1, 4)),
+)
+def test_resumed_with_other_ranks_and_batches(
+    directory: Path, line: list[tuple[int, ...]], first: tuple[int, int, int], then: tuple[int, int]
+) -> None:
+    dataset = PackedDataset(directory, NAME, seed=7)
+    ranks, batch_size, steps = first
+    loader = PackedLoader(dataset, batch_size, rank=ranks - 1, world_size=ranks)
+    if steps:
+        batches(loader, steps)
+    state = loader.state_dict()
+    assert len(pickle.dumps(state)) < 1024
+    place = ranks * batch_size * steps
+    others = [PackedLoader(dataset, then[1], rank=r, world_size=then[0]) for r in range(then[0])]
+    for other in others:
+        other.load_state_dict(state)
+    taken = [batches(other, 3) for other in others]
+    together = [row for step in zip(*taken, strict=True) for part in step for row in part]
+    assert together == line[place : place + len(together)]
+
+
+def test_resuming_costs_the_same_everywhere(directory: Path) -> None:
+    loader = PackedLoader(PackedDataset(directory, NAME, seed=7), 2)
+    state = loader.state_dict()
+    loader.load_state_dict({**state, "place": 10**15})
+    assert loader.epoch == 10**15 // len(PackedDataset(directory, NAME))
+    assert len(batches(loader, 2)) == 2
+
+
+def test_an_epoch_goes_over_into_the_next(directory: Path) -> None:
+    dataset = PackedDataset(directory, NAME, seed=7)
+    loader = PackedLoader(dataset, 7)
+    rows = [row for step in batches(loader, 2 * len(dataset) // 7 + 1) for row in step]
+    each = Counter(row_of(dataset[n]) for n in range(len(dataset)))
+    assert Counter(rows[: len(dataset)]) == each
+    assert Counter(rows[len(dataset) : 2 * len(dataset)]) == each
+    assert rows[: len(dataset)] != rows[len(dataset) : 2 * len(dataset)]
+
+
+def test_a_state_of_other_data_is_refused(directory: Path) -> None:
+    state = PackedLoader(PackedDataset(directory, NAME, seed=7), 2).state_dict()
+    for other in (
+        PackedDataset(directory, NAME, seed=8),
+        PackedDataset(directory, "rows", seed=7),
+        PackedDataset(directory, NAME, seed=7, redraw=True),
+    ):
+        with pytest.raises(FingerprintMismatch, match=r"the state is of other data: (plan|seed|redraw) "):
+            PackedLoader(other, 2).load_state_dict(state)
+    for place in (None, -1, "3"):
+        with pytest.raises(FingerprintMismatch, match="place"):
+            PackedLoader(PackedDataset(directory, NAME, seed=7), 2).load_state_dict({**state, "place": place})
+
+
+def test_what_makes_no_sense_is_refused(directory: Path) -> None:
+    dataset = PackedDataset(directory, NAME)
+    for more in ({"batch_size": 0}, {"batch_size": 1, "rank": 2, "world_size": 2}, {"batch_size": 1, "epochs": 0}):
+        with pytest.raises(ValueError, match="batch_size"):
+            PackedLoader(dataset, **more)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="no sequences of split val"):
+        PackedLoader(PackedDataset(directory, NAME, "val"), 1)
+    with pytest.raises(ValueError, match="redraw needs a seed"):
+        PackedDataset(directory, NAME, redraw=True)
+
+
+# ---- pieces drawn anew each epoch
+
+
+@pytest.mark.parametrize("name", [NAME, "rows"])
+def test_redrawn_epochs_hold_every_piece_once_in_other_company(directory: Path, name: str) -> None:
+    plain = PackedDataset(directory, name, seed=7)
+    drawn = PackedDataset(directory, name, seed=7, redraw=True)
+    company = []
+    for epoch in range(4):
+        dataset = drawn.at_epoch(epoch)
+        seen = Counter()
+        packs = set()
+        for n in range(len(dataset)):
+            pieces, same = dataset.segments(n), plain.at_epoch(epoch).segments(n)
+            assert sorted(pieces.length.tolist()) == sorted(same.length.tolist())
+            seen.update(zip(pieces.document.tolist(), pieces.start.tolist(), pieces.length.tolist(), strict=True))
+            packs.add(frozenset(pieces.document.tolist()))
+            ids = dataset[n]["input_ids"].numpy()
+            at = 0
+            for d, s, length in zip(pieces.document, pieces.start, pieces.length, strict=True):
+                assert np.array_equal(ids[at : at + length], DOCUMENTS[d][0][s : s + length])
+                at += length
+        stored = plain._opened.plan.pieces
+        assert seen == Counter(zip(stored.document.tolist(), stored.start.tolist(), stored.length.tolist(), strict=True))
+        company.append(packs)
+    assert all(a != b for i, a in enumerate(company) for b in company[:i])
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(st.integers(1, 6), max_size=60), st.integers(0, 2**40), st.integers(0, 50))
+def test_slots_are_drawn_within_their_length(lengths: list[int], seed: int, epoch: int) -> None:
+    slots = Slots.of(np.array(lengths, dtype=np.int32))
+    drawn = [slots.draw(n, seed, epoch) for n in range(len(lengths))]
+    assert sorted(drawn) == list(range(len(lengths)))
+    assert [lengths[n] for n in drawn] == lengths

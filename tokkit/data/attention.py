@@ -1,0 +1,106 @@
+"""Packed batches as attention wants them: nothing attends across the border of a document.
+
+Everything is derived from the fields of :class:`~tokkit.data.packed.PackedDataset`, on the device where these are, and never
+from a guess at where ``position_ids`` begins again: borders are ``segment_ids``, padding is a segment of its own that nothing
+else attends to.
+
+==================  ====================================================================================================
+for                 take
+==================  ====================================================================================================
+SDPA, any model     :func:`dense_mask`: bool [B, 1, L, L]; quadratic in L, so for short sequences and for tests
+FlexAttention       :func:`mask_mod`: for ``torch.nn.attention.flex_attention.create_block_mask``
+FlashAttention      :func:`varlen`: the batch as one row of B * L tokens with ``cu_seqlens``; torch's ``varlen_attn`` too
+Transformers        :func:`flash_attention_kwargs`: the same under the names that its models take
+Megatron            :func:`thd`: the same under the names of ``PackedSeqParams``
+==================  ====================================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Batch = Mapping[str, Tensor]
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class Varlen(NamedTuple):
+    """A batch as one row.
+
+    Attributes:
+        cu_seqlens: int32 [S + 1], borders of the segments in the flattened batch, from 0 to B * L; each row's padding is one.
+        max_seqlen: tokens of the longest segment, a Python int: kernels take it by value.
+    """
+
+    cu_seqlens: Tensor
+    max_seqlen: int
+
+
+def dense_mask(batch: Batch) -> Tensor:
+    """bool [B, 1, L, L]: whether token q (third dimension) attends to token k: of its own segment, and not behind it."""
+    segments = batch["segment_ids"]
+    same = segments[:, None, :, None] == segments[:, None, None, :]
+    return same & torch.ones(segments.shape[1], segments.shape[1], dtype=torch.bool, device=segments.device).tril()
+
+
+def mask_mod(batch: Batch) -> MaskMod:
+    """The same as a function of batch, head, query and key for FlexAttention.
+
+    A token's segment begins ``position_ids`` before it, so one lookup and two comparisons tell: this form is the fastest one.
+    """
+    positions = batch["position_ids"]
+    first = torch.arange(positions.shape[1], device=positions.device) - positions
+
+    def attends(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k <= q) & (k >= first[b, q])
+
+    return attends
+
+
+def varlen(batch: Batch) -> Varlen:
+    """The borders of the flattened batch (``input_ids.flatten()``); costs one wait for the device."""
+    positions = batch["position_ids"]
+    starts = torch.nonzero(_begins(batch).flatten())[:, 0]
+    ends = torch.tensor([positions.numel()], device=positions.device)
+    cu_seqlens = torch.cat([starts, ends]).to(torch.int32)
+    return Varlen(cu_seqlens, int(cu_seqlens.diff().max()) if positions.numel() else 0)
+
+
+def _begins(batch: Batch) -> Tensor:
+    """bool [B, L]: where a segment begins."""
+    segments = batch["segment_ids"]
+    begins = torch.ones_like(segments, dtype=torch.bool)
+    begins[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    return begins
+
+
+def flash_attention_kwargs(batch: Batch) -> dict[str, Any]:
+    """Keyword arguments for a model of Transformers with ``attn_implementation="flash_attention_2"``.
+
+    It takes the batch as one row: give it ``input_ids`` and ``position_ids`` as [1, B * L], and labels in its own (``hf``)
+    convention. ``seq_idx`` is for layers that carry a state along (Mamba, linear attention).
+    """
+    borders = varlen(batch)
+    begins = _begins(batch).flatten()
+    return {
+        "cu_seq_lens_q": borders.cu_seqlens,
+        "cu_seq_lens_k": borders.cu_seqlens,
+        "max_length_q": borders.max_seqlen,
+        "max_length_k": borders.max_seqlen,
+        "seq_idx": (begins.cumsum(0) - 1).to(torch.int32)[None],
+    }
+
+
+def thd(batch: Batch) -> dict[str, Any]:
+    """Keyword arguments of Megatron's ``PackedSeqParams``, the batch as one row of B * L tokens."""
+    borders = varlen(batch)
+    return {
+        "qkv_format": "thd",
+        "cu_seqlens_q": borders.cu_seqlens,
+        "cu_seqlens_kv": borders.cu_seqlens,
+        "max_seqlen_q": borders.max_seqlen,
+        "max_seqlen_kv": borders.max_seqlen,
+    }
