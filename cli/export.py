@@ -27,7 +27,8 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="megatron (.bin, .idx), ds (datatrove, nanotron), olmo (headerless .npy) or parquet (Hugging Face datasets).",
+            help="megatron (.bin, .idx), ds (datatrove, nanotron), olmo (headerless .npy), mds (mosaicml-streaming), parquet "
+            "(Hugging Face datasets) or webdataset (tars).",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to be made.")],

@@ -104,8 +104,8 @@ def _split(
     files: dict[str, object] = {}
     sequences = tokens = 0
     with progress.task(f"export {split}", total=total, unit="tokens") as task:
-        for part in parts:
-            for path in FORMATS[config.format](part, folder):
+        for part, paths in FORMATS[config.format](parts, folder):
+            for path in paths:
                 files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
             sequences, tokens = sequences + len(part.lengths), tokens + int(part.lengths.sum())
             task.advance(int(part.lengths.sum()))

@@ -26,7 +26,7 @@ from tokkit.storage import sha256_file
 
 SILENT = SilentProgress()
 L = 64
-FORMATS = ["megatron", "ds", "olmo", "parquet"]
+FORMATS = ["megatron", "ds", "olmo", "mds", "parquet", "webdataset"]
 
 needs_megatron = pytest.mark.skipif(not importlib.util.find_spec("megatron"), reason="megatron-core is not installed")
 needs_datatrove = pytest.mark.skipif(not importlib.util.find_spec("datatrove"), reason="datatrove is not installed")
@@ -72,7 +72,9 @@ def test_every_format_holds_every_sequence(directory: Path, tmp_path: Path, to: 
     result = exported(directory, tmp_path / "out", to, plan)
     for split in ("train", "val"):
         expected = documents(directory, split) if plan is None else [rows(directory, split)]
-        for number, part in enumerate(expected):
+        if to == "mds":
+            assert read_mds(tmp_path / "out" / split, directory) == [ids for part in expected for ids in part]
+        for number, part in enumerate(expected if to != "mds" else []):
             assert READERS[to](tmp_path / "out" / split / f"{number:05d}", directory) == part
         told = result.record["splits"][split]  # type: ignore[index]
         assert told["sequences"] == sum(map(len, expected))
@@ -127,7 +129,56 @@ def read_parquet(path: Path, directory: Path) -> list[list[int]]:
     return found
 
 
-READERS = {"megatron": read_megatron, "ds": read_ds, "olmo": read_olmo, "parquet": read_parquet}
+def read_mds(folder: Path, directory: Path) -> list[list[int]]:
+    """By the layout: count, offsets, config, samples; of a sample the sizes of what varies, then the values."""
+    index = json.loads((folder / "index.json").read_text())
+    assert index["version"] == 2
+    found = []
+    for shard in index["shards"]:
+        data = (folder / shard["raw_data"]["basename"]).read_bytes()
+        assert len(data) == shard["raw_data"]["bytes"]
+        (count,) = struct.unpack_from("<I", data)
+        assert count == shard["samples"]
+        offsets = struct.unpack_from(f"<{count + 1}I", data, 4)
+        assert offsets[-1] == len(data)
+        config = json.loads(data[4 + 4 * (count + 1) : offsets[0]])
+        assert all(config[key] == shard[key] for key in config)
+        assert config["column_names"] == sorted(config["column_names"])
+        for start, stop in pairwise(offsets):
+            place = start + 4 * config["column_sizes"].count(None)
+            varying = iter(struct.unpack_from(f"<{config['column_sizes'].count(None)}I", data, start))
+            for name, encoding, size in zip(
+                config["column_names"], config["column_encodings"], config["column_sizes"], strict=True
+            ):
+                value = data[place : (place := place + (next(varying) if size is None else size))]
+                if name == "input_ids" and size is None:
+                    width = 1 << (value[0] & 3)
+                    assert value[0] >> 2 == 1
+                    ids = np.frombuffer(value, "<i4", offset=1 + width)
+                    assert int.from_bytes(value[1 : 1 + width], "little") == len(ids)
+                    found.append(ids.tolist())
+                elif name == "input_ids":
+                    assert encoding == f"ndarray:int32:{L}"
+                    found.append(np.frombuffer(value, "<i4").tolist())
+            assert place == stop
+    return found
+
+
+def read_webdataset(path: Path, directory: Path) -> list[list[int]]:
+    import webdataset
+
+    samples = webdataset.WebDataset(f"{path}.tar", shardshuffle=False).decode()
+    return [sample["input_ids.npy"].tolist() for sample in samples]
+
+
+READERS = {"megatron": read_megatron, "ds": read_ds, "olmo": read_olmo, "parquet": read_parquet, "webdataset": read_webdataset}
+
+
+def test_large_exports_are_cut_into_shards(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokkit.shards.exports.samples.SHARD_BYTES", 2000)
+    exported(directory, tmp_path / "out", "mds")
+    assert len(list((tmp_path / "out" / "train").glob("shard.*.mds"))) > 5
+    assert read_mds(tmp_path / "out" / "train", directory) == [ids for part in documents(directory, "train") for ids in part]
 
 
 @pytest.mark.parametrize(("to", "suffix"), [("megatron", "bin"), ("ds", "ds"), ("olmo", "npy")])
@@ -168,7 +219,7 @@ def test_the_same_again_is_there_already_and_another_is_refused(directory: Path,
     for to, plan in (("olmo", None), ("ds", "rows")):
         with pytest.raises(UsageError, match="not this export"):
             exported(directory, tmp_path / "out", to, plan)
-    with pytest.raises(UsageError, match="no export format 'tfrecord'; there are: megatron, ds, olmo, parquet"):
+    with pytest.raises(UsageError, match="no export format 'tfrecord'; there are: megatron, ds, olmo, mds, "):
         exported(directory, tmp_path / "other", "tfrecord")
     assert not (tmp_path / "other").exists()
 

@@ -9,7 +9,9 @@ format       files                                                         read 
 megatron     ``NAME.bin``, ``NAME.idx``                                    Megatron-LM, NeMo: ``IndexedDataset``, ``GPTDataset``
 ds           ``NAME.ds``, ``.ds.index``, ``.ds.metadata``, ``.ds.loss``    datatrove, nanotron: ``DatatroveFileDataset``
 olmo         ``NAME.npy`` (headerless), ``NAME.csv.gz``                    OLMo-core, dolma
+mds          ``shard.NNNNN.mds``, ``index.json``                           mosaicml-streaming
 parquet      ``NAME.parquet``                                              Hugging Face ``datasets``, pandas, anything
+webdataset   ``NAME.tar``                                                  webdataset
 ===========  ============================================================  ====================================================
 
 In ``megatron``, ``ds`` and ``olmo`` the tokens are the native ``.bin`` byte for byte: a hard link where the disk allows it.
@@ -17,19 +19,33 @@ In ``megatron``, ``ds`` and ``olmo`` the tokens are the native ``.bin`` byte for
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from tokkit.shards.exports.part import Part
 from tokkit.shards.exports.payload import write_ds, write_megatron, write_olmo
+from tokkit.shards.exports.samples import write_mds, write_webdataset
 from tokkit.shards.exports.table import write_parquet
 
-FORMATS: dict[str, Callable[[Part, Path], list[Path]]] = {
-    "megatron": write_megatron,
-    "ds": write_ds,
-    "olmo": write_olmo,
-    "parquet": write_parquet,
+Writer = Callable[[Iterator[Part], Path], Iterator[tuple[Part, list[Path]]]]
+
+
+def _one_by_one(
+    write: Callable[[Part, Path], list[Path]], parts: Iterator[Part], folder: Path
+) -> Iterator[tuple[Part, list[Path]]]:
+    for part in parts:
+        yield part, write(part, folder)
+
+
+FORMATS: dict[str, Writer] = {
+    "megatron": partial(_one_by_one, write_megatron),
+    "ds": partial(_one_by_one, write_ds),
+    "olmo": partial(_one_by_one, write_olmo),
+    "mds": write_mds,
+    "parquet": partial(_one_by_one, write_parquet),
+    "webdataset": partial(_one_by_one, write_webdataset),
 }
-"""By name, what writes a part into a folder and returns the files."""
+"""By name, what writes parts into a folder: it yields each part with the files that are finished by then."""
 
 __all__ = ["FORMATS", "Part"]
