@@ -31,6 +31,7 @@ from tokkit.packing.plan import plan_packs
 from tokkit.packing.policy import SplitPolicy
 from tokkit.packing.rows import TokenFiles, gather_rows
 from tokkit.packing.store import save_plan
+from tokkit.packing.stream import StreamPacker
 from tokkit.shards.spans import SpanTable
 
 
@@ -222,6 +223,18 @@ def main() -> None:
         seconds, _ = cpu(lambda counts=counts: best_fit_decreasing(counts, seq_len), 3)
         print(Measured("tokkit: best-fit-decreasing on the histogram alone", len(lengths), seconds, None).line(None))
         print(ours.line(None))
+        for window, carry in ((1000, 64), (16384, 256)):
+
+            def stream(lengths: np.ndarray = lengths, window: int = window, carry: int = carry) -> float:
+                packer = StreamPacker(seq_len, window=window, carry=carry)
+                packer.push(lengths)
+                packer.flush()
+                return packer.efficiency
+
+            stream()  # compiles
+            seconds, full = cpu(stream, 3)
+            what = f"tokkit StreamPacker: windows of {window:,}, {carry} packs carried"
+            print(Measured(what, len(lengths), seconds, full).line(ours))
         print(f"  {plan.num_packs:,} packs; at least {plan.bounds.martello_toth:,} are needed (Martello-Toth L2)")
         for peer in peers(lengths, seq_len):
             print(peer.line(ours))

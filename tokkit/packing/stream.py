@@ -1,9 +1,9 @@
 """Packing of a stream, in bounded memory: best-fit-decreasing window by window, with open packs carried on.
 
-A window of documents is packed longest first into the fullest open pack that holds each (:mod:`tokkit.packing.kernels` says why
-that is good); then all packs are closed but the ``carry`` emptiest, which wait for the next window. A document waits for at most
-one window, a pack until it is full enough. With 1,000 documents and 64 packs this is within 0.06 % of packing everything at
-once, where packing each window by itself, as trainers do, loses 0.4 %.
+A window of documents is packed longest first into the fullest open pack that holds each (:mod:`tokkit.packing.kernels` says
+why that is good); then all packs are closed but the ``carry`` emptiest, which wait for the next window. A document waits for at
+most one window, a pack until it is full enough. With 1,000 documents and 64 packs this is within 0.06 % of packing everything
+at once, where packing each window by itself, as trainers do, loses 0.4 %.
 
 >>> packer = StreamPacker(seq_len=4096)
 >>> for lengths in batches_of_lengths:  # arrays of any size
@@ -327,7 +327,12 @@ class StreamPacker:
         """What is open and what waits, JSON-compatible: with it another packer goes on as this one would."""
         settings = {"seq_len": self.seq_len, "window": self.window, "carry": self.carry, "max_documents": self.max_documents}
         counts = {"seen": self._seen, "taken": self._taken, "packs": self.packs}
-        arrays = {"waiting": self._waiting, "rooms": self._rooms, "counts": self._counts, "documents": self._documents}
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "waiting": self._waiting,
+            "rooms": self._rooms,
+            "counts": self._counts,
+            "documents": self._documents,
+        }
         return {**settings, **counts, **{key: array.tolist() for key, array in arrays.items()}}
 
     @classmethod
