@@ -41,6 +41,9 @@ def pack(
             "where pictures make lengths so coarse that whole documents leave holes). Pictures are never cut.",
         ),
     ] = None,
+    max_documents: Annotated[
+        int | None, typer.Option(help="Documents that share a row, at most: for what has arrays of a fixed size for each row.")
+    ] = None,
     materialize: Annotated[bool, typer.Option("--materialize", help="Also write the rows themselves.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -55,8 +58,8 @@ def pack(
         from tokkit.pipelines.settings import validated
 
         if advise:
-            if name is not None or materialize:
-                raise UsageError("--advise writes nothing: leave out --name and --materialize")
+            if name is not None or materialize or max_documents is not None:
+                raise UsageError("--advise writes nothing: leave out --name, --materialize and --max-documents")
             wanted = {"directory": directory, "seq_lens": tuple(seq_len or ())}
             wanted |= {"split_policy": split} if split is not None else {}
             advice = advise_seq_len(validated(AdviseConfig, "tokkit pack", wanted), run.progress)
@@ -70,6 +73,7 @@ def pack(
             "seq_len": seq_len[0] if seq_len else None,
             "name": name,
             "split_policy": split,
+            "max_documents": max_documents,
             "materialize": materialize,
         }
         result = job(validated(PackConfig, "tokkit pack", options), run.progress)

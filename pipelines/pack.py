@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from tokkit.errors import DataError, FingerprintMismatch, UsageError, VerificationError
 from tokkit.packing.advise import Advice, MediaLength, advise, candidates, common_media
@@ -36,8 +37,9 @@ class PackConfig(BaseModel):
     Attributes:
         directory: a finished directory of token shards.
         seq_len: tokens of a sequence.
-        name: of the plan; by default ``seq{seq_len}-{split_policy}``.
+        name: of the plan; by default ``seq{seq_len}-{split_policy}``, and ``-max{max_documents}`` where there is such a bound.
         split_policy: which documents are cut (:mod:`tokkit.packing.split`).
+        max_documents: that share a sequence, at most.
         materialize: also write the rows themselves.
     """
 
@@ -47,11 +49,19 @@ class PackConfig(BaseModel):
     seq_len: int = Field(ge=2, le=MAX_SEQ_LEN)
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)
     split_policy: SplitPolicy = SplitPolicy.OVERLONG
+    max_documents: int | None = Field(default=None, ge=1)
     materialize: bool = False
+
+    @model_validator(mode="after")
+    def _fill_has_no_bound(self) -> PackConfig:
+        if self.max_documents is not None and self.split_policy is SplitPolicy.FILL:
+            raise PydanticCustomError("max_documents", "max_documents cannot be asked for with split policy fill")
+        return self
 
     @property
     def plan_name(self) -> str:
-        return self.name or f"seq{self.seq_len}-{self.split_policy}"
+        bound = "" if self.max_documents is None else f"-max{self.max_documents}"
+        return self.name or f"seq{self.seq_len}-{self.split_policy}{bound}"
 
 
 @dataclass(frozen=True)
@@ -201,6 +211,7 @@ def _existing(config: PackConfig, shards: TokenShards) -> StoredPlan | None:
     wanted = {
         "seq_len": (record.seq_len, config.seq_len),
         "split policy": (record.policy.value, config.split_policy.value),
+        "max documents": (record.max_documents, config.max_documents),
         "algorithm version": (record.algorithm_version, ALGORITHM_VERSION),
     }
     differences = [f"{key} {old} there, {new} asked for" for key, (old, new) in wanted.items() if old != new]
@@ -217,7 +228,7 @@ def _write_plan(config: PackConfig, shards: TokenShards, progress: Progress) -> 
     if needs_spans(shards.lengths, config.seq_len, config.split_policy):
         progress.log(f"pack {shards.split}: reading the spans of {shards.num_documents:,} documents")
         spans = shards.spans
-    plan = plan_packs(shards.lengths, spans, config.seq_len, config.split_policy)
+    plan = plan_packs(shards.lengths, spans, config.seq_len, config.split_policy, config.max_documents)
     packed = plan.num_tokens + plan.left_out.num_tokens
     if packed != shards.num_tokens:
         raise VerificationError(

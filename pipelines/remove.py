@@ -297,6 +297,7 @@ def _pack(config: RemoveConfig, progress: Progress) -> dict[str, dict[str, Split
             seq_len=record.seq_len,
             name=folder.name,
             split_policy=record.policy,
+            max_documents=record.max_documents,
             materialize=(stored / "rows").is_dir(),
         )
         made[folder.name] = pack(plan, progress).splits

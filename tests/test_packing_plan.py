@@ -73,6 +73,49 @@ def test_equals_brute_force_best_fit_decreasing(case: tuple[list[int], int]) -> 
     assert residuals(plan) == expected
 
 
+def bounded(lengths: list[int], seq_len: int, most: int) -> list[int]:
+    """As :func:`brute_force`, bins of at most ``most`` items."""
+    opened: list[tuple[int, int]] = []
+    full: list[int] = []
+    for length in sorted(lengths, reverse=True):
+        at = bisect.bisect_left(opened, (length, 0))
+        room, count = opened.pop(at) if at < len(opened) else (seq_len, 0)
+        if count + 1 == most:
+            full.append(room - length)
+        else:
+            bisect.insort(opened, (room - length, count + 1))
+    return sorted(full + [room for room, _ in opened])
+
+
+@settings(deadline=None, max_examples=300)
+@given(lengths_and_seq_len(), st.integers(1, 9))
+def test_no_pack_holds_more_documents_than_it_may(case: tuple[list[int], int], most: int) -> None:
+    lengths, seq_len = np.array(case[0], dtype=np.int64), case[1]
+    plan = plan_packs(lengths, None, seq_len, NEVER, most)
+    assert plan.max_pieces <= most
+    assert sorted(plan.pieces.document.tolist()) == list(range(len(lengths)))
+    assert all(room >= 0 for room in residuals(plan))
+    if len(lengths) <= most:
+        assert residuals(plan) == brute_force(case[0], seq_len)
+
+
+def test_one_document_to_a_pack() -> None:
+    assert plan_packs(np.arange(1, 9), None, 64, OVERLONG, 1).num_packs == 8
+    for policy, most in ((FILL, 3), (OVERLONG, 0)):
+        with pytest.raises(ValueError, match="at most"):
+            plan_packs(np.arange(1, 9), table(*[[]] * 8), 64, policy, most)
+
+
+@pytest.mark.parametrize("most", [2, 3, 8])
+def test_a_bound_costs_about_what_the_textbook_says(most: int) -> None:
+    rng = np.random.default_rng(0)
+    lengths = np.clip(np.exp(rng.normal(np.log(700), 1.1, 20_000)).astype(np.int64), 1, 8192)
+    plan = plan_packs(lengths, None, 8192, OVERLONG, most)
+    expected = bounded(lengths.tolist(), 8192, most)
+    # Among bins of equal room the choice is free, but with a bound it is no longer the same whichever is taken.
+    assert abs(plan.num_packs - len(expected)) <= 0.001 * len(expected)
+
+
 @pytest.mark.parametrize(("seed", "seq_len", "images"), [(0, 8192, 0), (1, 8192, 1026), (2, 6000, 1026), (3, 70_000, 0)])
 def test_equals_brute_force_on_realistic_lengths(seed: int, seq_len: int, images: int) -> None:
     rng = np.random.default_rng(seed)

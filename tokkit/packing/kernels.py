@@ -35,7 +35,9 @@ BINS = 2  # number of bins
 FIRST_BIN = 3  # the parent's bin that became bin 0
 FIRST_ITEM = 4  # first of the bins * repeat items, in order of length
 GONE = 5  # bins that went on to child nodes (always the lowest ones)
-FIELDS = 6
+HELD = 6  # items that each bin holds by now
+FIELDS = 7
+NO_BOUND = 1 << 62
 
 
 @nb.njit(cache=True, nogil=True)
@@ -61,11 +63,12 @@ def _next_residual(words: npt.NDArray[np.uint64], summary: npt.NDArray[np.uint64
 
 
 @nb.njit(cache=True, nogil=True)
-def best_fit_decreasing(counts: Array, seq_len: int) -> Array:
+def best_fit_decreasing(counts: Array, seq_len: int, most: int = NO_BOUND) -> Array:
     """Place items, given as a histogram, into bins of ``seq_len``.
 
     Args:
         counts: int64 [seq_len + 1], number of items of each length; those of length 0 are not placed.
+        most: items that a bin may hold, at least 1: with so many it is full.
 
     Returns:
         int64 [FIELDS, nodes]: the node table (rows: see the module's constants).
@@ -85,14 +88,15 @@ def best_fit_decreasing(counts: Array, seq_len: int) -> Array:
         at = item
         while left > 0:
             residual = _next_residual(words, summary, length)
-            parent, first, available = -1, 0, left
+            parent, first, available, held = -1, 0, left, 0
             if residual < 0:
                 residual = seq_len
             else:
                 parent = head[residual]
                 first = nodes[GONE, parent]
                 available = nodes[BINS, parent] - first
-            repeat = residual // length
+                held = nodes[HELD, parent]
+            repeat = min(residual // length, most - held)
             bins = min(available, left // repeat)
             if bins == 0:
                 bins, repeat = 1, left
@@ -118,8 +122,9 @@ def best_fit_decreasing(counts: Array, seq_len: int) -> Array:
             nodes[FIRST_BIN, used] = first
             nodes[FIRST_ITEM, used] = at
             nodes[GONE, used] = 0
+            nodes[HELD, used] = held + repeat
             room = residual - repeat * length
-            if room > 0:
+            if room > 0 and held + repeat < most:
                 following[used] = head[room]
                 head[room] = used
                 words[room >> 6] |= np.uint64(1) << np.uint64(room & 63)
@@ -173,10 +178,11 @@ def assign_packs(nodes: Array, order: Array) -> tuple[Array, int]:
     return pack_of, packs
 
 
-def pack_items(lengths: npt.NDArray[np.int32], seq_len: int) -> tuple[Array, int]:
-    """Best-fit-decreasing of items of 0..seq_len: int64 [N] the pack of each (of no meaning yet), and the number of packs."""
+def pack_items(lengths: npt.NDArray[np.int32], seq_len: int, most: int = NO_BOUND) -> tuple[Array, int]:
+    """Best-fit-decreasing of items of 0..seq_len, at most ``most`` to a pack: int64 [N] the pack of each (numbers of no meaning
+    yet), and how many packs there are."""
     counts = histogram(lengths, seq_len)
-    return assign_packs(best_fit_decreasing(counts, seq_len), order_by_length(lengths, counts))
+    return assign_packs(best_fit_decreasing(counts, seq_len, most), order_by_length(lengths, counts))
 
 
 @nb.njit(cache=True, nogil=True)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokkit.packing.fill import fill
-from tokkit.packing.kernels import canonical_order, histogram, martello_toth, pack_items
+from tokkit.packing.kernels import NO_BOUND, canonical_order, histogram, martello_toth, pack_items
 from tokkit.packing.policy import SplitPolicy
 from tokkit.packing.split import LeftOut, Pieces, split_documents
 from tokkit.shards.spans import SpanTable
@@ -47,6 +47,7 @@ class PackPlan:
     Attributes:
         seq_len: tokens of a sequence.
         policy: which documents were cut.
+        max_documents: that share a pack, at most; None is without bound.
         num_documents: of the split, whether packed or not.
         pack_offsets: int64 [P + 1]; pack p is ``pieces[pack_offsets[p]:pack_offsets[p + 1]]``.
         pieces: in pack order.
@@ -56,6 +57,7 @@ class PackPlan:
 
     seq_len: int
     policy: SplitPolicy
+    max_documents: int | None
     num_documents: int
     pack_offsets: npt.NDArray[np.int64]
     pieces: Pieces
@@ -92,7 +94,11 @@ class PackPlan:
 
 
 def plan_packs(
-    lengths: npt.NDArray[np.int64], spans: SpanTable | None, seq_len: int, policy: SplitPolicy = SplitPolicy.OVERLONG
+    lengths: npt.NDArray[np.int64],
+    spans: SpanTable | None,
+    seq_len: int,
+    policy: SplitPolicy = SplitPolicy.OVERLONG,
+    max_documents: int | None = None,
 ) -> PackPlan:
     """Plan the packing of documents.
 
@@ -101,18 +107,21 @@ def plan_packs(
         spans: of these documents; None is enough where no document is to be cut
             (:func:`tokkit.packing.split.needs_spans`).
         seq_len: tokens of a sequence.
+        max_documents: pieces of documents that a pack may hold, for what needs arrays of a fixed size for each sequence.
 
     Raises:
-        ValueError, DataError: as :func:`tokkit.packing.split.split_documents`.
+        ValueError, DataError: as :func:`tokkit.packing.split.split_documents`; a bound below 1, or one with ``fill``.
     """
+    if max_documents is not None and (max_documents < 1 or policy is SplitPolicy.FILL):
+        raise ValueError(f"at most {max_documents} documents in a pack, split policy {policy}")
     pieces, left_out = split_documents(lengths, spans, seq_len, policy)
     if policy is SplitPolicy.FILL and spans is not None:
         filled = fill(pieces, spans, seq_len)
         pieces, pack_of, packs = filled.pieces, filled.pack_of, filled.packs
     else:
-        pack_of, packs = pack_items(pieces.length, seq_len)
+        pack_of, packs = pack_items(pieces.length, seq_len, max_documents or NO_BOUND)
     counts = histogram(pieces.length, seq_len)
     offsets, items = canonical_order(pack_of, packs)
     tokens = int(pieces.length.sum(dtype=np.int64))
     bounds = Bounds(-(-tokens // seq_len), int(martello_toth(counts, seq_len)))
-    return PackPlan(seq_len, policy, len(lengths), offsets, pieces.take(items), left_out, bounds)
+    return PackPlan(seq_len, policy, max_documents, len(lengths), offsets, pieces.take(items), left_out, bounds)

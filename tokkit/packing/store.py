@@ -98,6 +98,7 @@ class PlanRecord(Model):
     split: str
     seq_len: int
     policy: SplitPolicy
+    max_documents: int | None = None
     algorithm: str
     algorithm_version: int
     shards: str
@@ -238,6 +239,7 @@ def _record(plan: PackPlan, name: str, split: str, shards: str, files: dict[str,
         split=split,
         seq_len=plan.seq_len,
         policy=plan.policy,
+        max_documents=plan.max_documents,
         algorithm=ALGORITHM,
         algorithm_version=ALGORITHM_VERSION,
         shards=shards,
