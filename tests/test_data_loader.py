@@ -14,6 +14,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tokkit.data import lines
+from tokkit.data.lines import MixtureLine
 from tokkit.data.loader import PackedLoader
 from tokkit.data.packed import PackedDataset
 from tokkit.data.shuffle import Slots
@@ -149,6 +151,90 @@ def test_what_makes_no_sense_is_refused(directory: Path) -> None:
         PackedLoader(PackedDataset(directory, NAME, "val"), 1)
     with pytest.raises(ValueError, match="redraw needs a seed"):
         PackedDataset(directory, NAME, redraw=True)
+
+
+# ---- mixtures
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PackedDataset]:
+    found = {}
+    for number, count in enumerate((80, 9, 30)):
+        documents = packing_corpus.random_documents(count, seed=20 + number)
+        path = packing_corpus.write_directory(tmp_path_factory.mktemp("source"), {"train": documents})
+        pack(PackConfig(directory=path, seq_len=L), SilentProgress())
+        found["abc"[number]] = PackedDataset(path, NAME, seed=number)
+    return found
+
+
+def test_a_mixture_keeps_its_shares_and_each_source_its_epochs(several: dict[str, PackedDataset]) -> None:
+    line = MixtureLine(several, {"a": 5, "b": 2, "c": 3}, seed=1, cycle=20)
+    assert line.shares == {"a": 10, "b": 4, "c": 6}
+    places = [line.locate(place) for place in range(600)]
+    for first in range(0, 600, 20):
+        assert Counter(name for name, _ in places[first : first + 20]) == line.shares
+    orders = {tuple(name for name, _ in places[first : first + 20]) for first in range(0, 600, 20)}
+    assert len(orders) > 20
+    for name, dataset in several.items():
+        taken = [index for source, index in places if source == name]
+        assert sorted(taken) == list(range(len(taken)))  # the source's own line, without gaps
+        whole = len(taken) // len(dataset)
+        rows = Counter(row_of(line._lines[name][index]) for index in sorted(taken)[: whole * len(dataset)])
+        assert rows == Counter([row_of(dataset[n]) for n in range(len(dataset))] * whole)
+        assert line.epochs(600)[name] == len(taken) / len(dataset)
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ranks=st.integers(1, 3), batch_size=st.integers(1, 5), steps=st.integers(1, 6))
+def test_a_mixture_is_loaded_and_resumed_like_anything(
+    several: dict[str, PackedDataset], ranks: int, batch_size: int, steps: int
+) -> None:
+    line = MixtureLine(several, {"a": 0.7, "b": 0.1, "c": 0.2}, seed=4, cycle=50)
+    expected = [(row_of(line[place]), int(line[place]["source_id"])) for place in range(2 * ranks * batch_size * steps)]
+    loaders = [PackedLoader(line, batch_size, rank=r, world_size=ranks) for r in range(ranks)]
+    found = []
+    for half in range(2):
+        if half:
+            states = [loader.state_dict() for loader in loaders]
+            loaders = [PackedLoader(line, batch_size, rank=r, world_size=ranks) for r in range(ranks)]
+            for loader, state in zip(loaders, states, strict=True):
+                assert len(json.dumps(state)) < 1024
+                loader.load_state_dict(json.loads(json.dumps(state)))
+        taken = [[next(walk) for _ in range(steps)] for walk in map(iter, loaders)]
+        for step in zip(*taken, strict=True):
+            for batch in step:
+                found += zip(map(tuple, batch["input_ids"].tolist()), batch["source_id"].tolist(), strict=True)
+    assert found == expected
+    assert loaders[0].epoch == int(min(line.epochs(len(expected)).values()))
+    other = MixtureLine(several, {"a": 0.6, "b": 0.2, "c": 0.2}, seed=4, cycle=50)
+    with pytest.raises(FingerprintMismatch, match="shares"):
+        PackedLoader(other, 1).load_state_dict(loaders[0].state_dict())
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.dictionaries(st.text(max_size=3), st.floats(0, 1e9), min_size=1, max_size=6), st.integers(6, 500))
+def test_shares_are_whole_and_near_the_weights(weights: dict[str, float], cycle: int) -> None:
+    if not sum(weights.values()):
+        return
+    shares = lines._shares(weights, cycle)
+    assert sum(shares.values()) == cycle
+    for name, weight in weights.items():
+        assert (shares[name] > 0) == (weight > 0)
+        assert abs(shares[name] - cycle * weight / sum(weights.values())) < len(weights)
+
+
+def test_mixtures_that_make_no_sense_are_refused(several: dict[str, PackedDataset], tmp_path: Path) -> None:
+    for weights in ({"a": 1}, {"a": 1, "b": 1, "c": -1}, {"a": 0, "b": 0, "c": 0}, {"a": 1, "b": 1, "c": float("nan")}):
+        with pytest.raises(ValueError, match="weights"):
+            MixtureLine(several, weights)
+    with pytest.raises(ValueError, match="no place"):
+        MixtureLine(several, dict.fromkeys("abc", 1), cycle=2)
+    path = packing_corpus.write_directory(tmp_path, {"train": DOCUMENTS})
+    pack(PackConfig(directory=path, seq_len=80), SilentProgress())
+    with pytest.raises(UsageError, match="equally long"):
+        MixtureLine({"a": several["a"], "b": PackedDataset(path, "seq80-overlong")}, {"a": 1, "b": 1})
+    with pytest.raises(UsageError, match="epochs"):
+        PackedLoader(MixtureLine(several, dict.fromkeys("abc", 1)), 1, epochs=2)
 
 
 # ---- pieces drawn anew each epoch

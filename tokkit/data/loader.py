@@ -19,35 +19,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
+from tokkit.data.lines import EpochLine, Line
 from tokkit.data.packed import PackedDataset, Row, collate
 from tokkit.errors import FingerprintMismatch, UsageError
 
 VERSION = 1
-ENDLESS = 1 << 62  # places, where no number of epochs is given
-
-
-class EpochLine(Dataset[Row]):
-    """The sequences of all epochs in one line; picklable, as the dataset is.
-
-    Args:
-        dataset: of any epoch.
-        epochs: how many; None is without end.
-    """
-
-    def __init__(self, dataset: PackedDataset, epochs: int | None = None) -> None:
-        self._dataset, self._epochs = dataset, epochs
-        self._of_epoch = dataset
-
-    def __len__(self) -> int:
-        return ENDLESS if self._epochs is None else self._epochs * len(self._dataset)
-
-    def __getitem__(self, place: int) -> Row:
-        epoch, index = divmod(place, len(self._dataset))
-        if epoch != self._of_epoch.epoch:
-            self._of_epoch = self._dataset.at_epoch(epoch)
-        return self._of_epoch[index]
 
 
 class _Steps(Sampler[list[int]]):
@@ -68,22 +46,24 @@ class PackedLoader:
     """Batches [batch_size, ...] of one rank; see the module's docstring.
 
     Args:
-        dataset: whose sequences they are, with its seed and fields; its own epoch is of no meaning here.
+        sequences: a dataset, with its seed and fields (its own epoch is of no meaning here), or a line of several
+            (:class:`~tokkit.data.lines.MixtureLine`).
         batch_size: sequences of one rank in a step.
         rank, world_size: this process, counted from 0, and how many there are.
-        epochs: after so many it ends, without the sequences that no longer fill a step on all ranks; None never ends.
+        epochs: of a dataset: after so many it ends, without the sequences that no longer fill a step on all ranks; None never
+            ends.
         workers: processes that read ahead.
         collate_fn: what makes a batch of items.
         more: further arguments of torch's DataLoader (``pin_memory``, ``prefetch_factor``, ``multiprocessing_context``...).
 
     Raises:
         ValueError: a number out of range.
-        UsageError: the dataset has no sequences.
+        UsageError: the dataset has no sequences, or epochs are asked for of a line.
     """
 
     def __init__(
         self,
-        dataset: PackedDataset,
+        sequences: PackedDataset | Line,
         batch_size: int,
         *,
         rank: int = 0,
@@ -95,10 +75,10 @@ class PackedLoader:
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size or (epochs is not None and epochs < 1):
             raise ValueError(f"batch_size {batch_size}, rank {rank} of {world_size}, epochs {epochs}")
-        if not len(dataset):
-            raise UsageError(f"{dataset.directory}: plan {dataset.name} has no sequences of split {dataset.split}")
-        self._dataset, self._batch_size, self._rank, self._world_size = dataset, batch_size, rank, world_size
-        self._line = EpochLine(dataset, epochs)
+        if isinstance(sequences, Line) and epochs is not None:
+            raise UsageError("epochs are a dataset's own; a line has its end, or none, by itself")
+        self.line = sequences if isinstance(sequences, Line) else EpochLine(sequences, epochs)
+        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._workers, self._collate, self._more = workers, collate_fn, more
         self._place = 0
 
@@ -109,24 +89,24 @@ class PackedLoader:
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next step begins in."""
-        return self._place // len(self._dataset)
+        """The epoch that the next step begins in; of a mixture, of the dataset that is the least far."""
+        return int(min(self.line.epochs(self._place).values()))
 
     def __len__(self) -> int:
         """Steps that are left; of an endless loader a very large number."""
-        return max(0, len(self._line) - self._place) // (self._batch_size * self._world_size)
+        return max(0, len(self.line) - self._place) // (self._batch_size * self._world_size)
 
     def __iter__(self) -> Iterator[Row]:
         """Go on where the loader stands."""
-        steps = _Steps(self._place, len(self._line), self._batch_size, self._rank, self._world_size)
-        loader = DataLoader(self._line, batch_sampler=steps, num_workers=self._workers, collate_fn=self._collate, **self._more)
+        steps = _Steps(self._place, len(self.line), self._batch_size, self._rank, self._world_size)
+        loader = DataLoader(self.line, batch_sampler=steps, num_workers=self._workers, collate_fn=self._collate, **self._more)
         for batch in loader:
             self._place += self._batch_size * self._world_size
             yield batch
 
     def state_dict(self) -> dict[str, object]:
         """Where the loader stands after the batches that it has yielded: under 1 KB, the same on every rank."""
-        return {"version": VERSION, "place": self._place, **self._identity()}
+        return {"version": VERSION, "place": self._place, **self.line.identity()}
 
     def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Go to where another loader stood, of any number of ranks and workers, and of any batch size.
@@ -134,15 +114,10 @@ class PackedLoader:
         Raises:
             FingerprintMismatch: it was of other sequences or of another order; the message names what differs.
         """
-        now = {"version": VERSION, **self._identity()}
+        now = {"version": VERSION, **self.line.identity()}
         other = {key: (state.get(key), value) for key, value in now.items() if state.get(key) != value}
         differences = [f"{key} {there!r} there, {here!r} here" for key, (there, here) in other.items()]
         place = state.get("place")
         if differences or not isinstance(place, int) or place < 0:
             raise FingerprintMismatch(f"the state is of other data: {'; '.join(differences) or f'place {place!r}'}")
         self._place = place
-
-    def _identity(self) -> dict[str, object]:
-        """What must be the same for the same order."""
-        dataset = self._dataset
-        return {"plan": dataset.plan_digest, "sequences": len(dataset), "seed": dataset.seed, "redraw": dataset.redraw}
