@@ -260,6 +260,20 @@ def test_workers_give_what_one_process_gives(directory: Path, start: str) -> Non
     assert all(equal(a, b) for a, b in zip(alone, workers, strict=True))
 
 
+@pytest.mark.parametrize("name", [NAME, "rows"])
+def test_items_together_are_the_items_one_by_one(directory: Path, name: str) -> None:
+    dataset = PackedDataset(directory, name, seed=9, labels="hf", cu_seqlens=True)
+    indices = [3, 0, -1, 3, 5]
+    together, alone = dataset.__getitems__(indices), [dataset[n] for n in indices]
+    assert len(together) == 5
+    assert all(equal(a, b) for a, b in zip(together, alone, strict=True))
+    assert equal(together[-1], alone[-1])
+    assert [equal(a, b) for a, b in zip(together[1:3], alone[1:3], strict=True)] == [True, True]
+    with pytest.raises(IndexError):
+        together[5]
+    assert equal(collate(together), collate(alone))
+
+
 # ---- what is refused
 
 

@@ -7,7 +7,7 @@ by epoch; :class:`MixtureLine` takes from several by weight. Neither keeps a lis
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -28,6 +28,10 @@ class Line(Dataset[Row]):
 
     @abstractmethod
     def __getitem__(self, place: int) -> Row: ...
+
+    def __getitems__(self, places: Sequence[int]) -> Sequence[Row]:
+        """Several places at once."""
+        return [self[place] for place in places]
 
     @abstractmethod
     def epochs(self, place: int) -> dict[str, float]:
@@ -60,9 +64,18 @@ class EpochLine(Line):
 
     def __getitem__(self, place: int) -> Row:
         epoch, index = divmod(place, len(self._dataset))
+        return self._at(epoch)[index]
+
+    def __getitems__(self, places: Sequence[int]) -> Sequence[Row]:
+        size = len(self._dataset)
+        if len({place // size for place in places}) != 1:  # across the border of two epochs
+            return super().__getitems__(places)
+        return self._at(places[0] // size).__getitems__([place % size for place in places])
+
+    def _at(self, epoch: int) -> PackedDataset:
         if epoch != self._of_epoch.epoch:
             self._of_epoch = self._dataset.at_epoch(epoch)
-        return self._of_epoch[index]
+        return self._of_epoch
 
     def epochs(self, place: int) -> dict[str, float]:
         return {self._dataset.name: place / len(self._dataset)}

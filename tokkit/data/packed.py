@@ -29,140 +29,29 @@ from collections.abc import Collection, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset
 
+from tokkit.data import fields
+from tokkit.data.fields import IGNORED, MODALITY_IDS
 from tokkit.data.shuffle import Permutation, Slots
 from tokkit.errors import DataError
-from tokkit.packing.rows import PackedRows, load_rows
+from tokkit.packing.rows import PackedRows, TokenFiles, gather_pieces, load_rows
 from tokkit.packing.split import Pieces
 from tokkit.packing.store import StoredPlan, load_plan, pack_folder
 from tokkit.shards.native import TokenShards, open_shards
-from tokkit.vocabulary import MODALITIES, UnifiedVocabulary
+from tokkit.vocabulary import UnifiedVocabulary
 
-IGNORED = -100
+__all__ = ["IGNORED", "MODALITY_IDS", "Labels", "PackedDataset", "Row", "Rows", "collate"]
 
-MODALITY_IDS = {
-    "padding": 0,
-    "text": 1,
-    "image": 2,
-    "image-boundary": 3,
-    "control": 4,
-    "audio": 5,
-    "audio-boundary": 6,
-    "video": 7,
-    "video-boundary": 8,
-}
-"""What ``modality_ids`` says of a token. A boundary is the first or last token of a media span (its begin or end marker);
-control is every token outside of spans (document markers). Row ends and grid sizes inside a picture count as picture."""
-
-_LOSS_ON = {
-    name: tuple(MODALITY_IDS[part] for part in (name, f"{name}-boundary") if part in MODALITY_IDS)
-    for name in ("text", "image", "audio", "video", "control")
-}
-
-_CONTENT = np.array([MODALITY_IDS[m] for m in MODALITIES], dtype=np.uint8)
-_BOUNDARY = np.array([MODALITY_IDS.get(f"{m}-boundary", MODALITY_IDS[m]) for m in MODALITIES], dtype=np.uint8)
+_NONE = np.zeros(0, dtype=np.int64)
 
 Labels = Literal["shifted", "hf"]
 Row = dict[str, torch.Tensor]
-
-
-@nb.njit(cache=True, nogil=True)
-def _mark_segments(
-    lengths: npt.NDArray[np.int32],
-    segments: npt.NDArray[np.int32],
-    positions: npt.NDArray[np.int32],
-    loss: npt.NDArray[np.uint8],
-) -> None:
-    """Fill the fields that depend on the pieces' lengths alone; the arrays come in zeroed."""
-    at = 0
-    for i in range(lengths.size):
-        for t in range(lengths[i]):
-            segments[at + t] = i + 1
-            positions[at + t] = t
-            loss[at + t] = 1
-        at += lengths[i]
-        loss[at - 1] = 0
-    for t in range(at, positions.size):
-        positions[t] = t - at
-
-
-@nb.njit(cache=True, nogil=True)
-def _mark_modalities(
-    document: npt.NDArray[np.int64],
-    start: npt.NDArray[np.int64],
-    length: npt.NDArray[np.int32],
-    offsets: npt.NDArray[np.int64],
-    span_start: npt.NDArray[np.int64],
-    span_length: npt.NDArray[np.int64],
-    span_modality: npt.NDArray[np.uint8],
-    content: npt.NDArray[np.uint8],
-    boundary: npt.NDArray[np.uint8],
-    control: int,
-    out: npt.NDArray[np.uint8],
-) -> None:
-    """Fill ``modality_ids``; ``out`` comes in zeroed."""
-    at = 0
-    for i in range(length.size):
-        first, last = start[i], start[i] + length[i]
-        out[at : at + length[i]] = control
-        for s in range(offsets[document[i]], offsets[document[i] + 1]):
-            begin, end = span_start[s], span_start[s] + span_length[s]
-            if begin >= last:
-                break
-            if end <= first:
-                continue
-            out[at + max(begin, first) - first : at + min(end, last) - first] = content[span_modality[s]]
-            if begin >= first:
-                out[at + begin - first] = boundary[span_modality[s]]
-            if end <= last:
-                out[at + end - 1 - first] = boundary[span_modality[s]]
-        at += length[i]
-
-
-@nb.njit(cache=True, nogil=True)
-def _unmark_given(
-    document: npt.NDArray[np.int64],
-    start: npt.NDArray[np.int64],
-    length: npt.NDArray[np.int32],
-    offsets: npt.NDArray[np.int64],
-    span_start: npt.NDArray[np.int64],
-    span_length: npt.NDArray[np.int64],
-    span_loss: npt.NDArray[np.bool_],
-    loss: npt.NDArray[np.uint8],
-) -> None:
-    """Take out of ``loss`` what comes before tokens that are only given."""
-    at = 0
-    for i in range(length.size):
-        first, last = start[i], start[i] + length[i]
-        for s in range(offsets[document[i]], offsets[document[i] + 1]):
-            begin, end = max(span_start[s], first + 1), min(span_start[s] + span_length[s], last)
-            if span_start[s] >= last:
-                break
-            if not span_loss[s] and begin < end:
-                loss[at + begin - 1 - first : at + end - 1 - first] = 0
-        at += length[i]
-
-
-@nb.njit(cache=True, nogil=True)
-def _mark_labels(
-    ids: npt.NDArray[np.int32],
-    loss: npt.NDArray[np.uint8],
-    shifted: bool,
-    out: npt.NDArray[np.int64],
-) -> None:
-    """Fill ``labels`` from the other fields."""
-    for t in range(ids.size):
-        if shifted:
-            out[t] = ids[t + 1] if loss[t] else IGNORED
-        else:
-            out[t] = ids[t] if t > 0 and loss[t - 1] else IGNORED
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +63,7 @@ class _Opened:
     rows: PackedRows | None
     all_learnt: bool
     pad_id: int
+    files: TokenFiles
     order: Permutation | None
     slots: Slots | None
 
@@ -223,9 +113,9 @@ class PackedDataset(Dataset[Row]):
         if labels not in (None, "shifted", "hf"):
             raise ValueError(f"labels {labels!r}; one of None, 'shifted' and 'hf'")
         self._loss_on = None if loss_on is None else tuple(sorted(set(loss_on)))
-        unknown = set(self._loss_on or ()) - _LOSS_ON.keys()
+        unknown = set(self._loss_on or ()) - fields.LOSS_ON.keys()
         if unknown:
-            raise ValueError(f"loss_on {sorted(unknown)}; any of {', '.join(_LOSS_ON)}")
+            raise ValueError(f"loss_on {sorted(unknown)}; any of {', '.join(fields.LOSS_ON)}")
         self.redraw = redraw
         if redraw and seed is None:
             raise ValueError("redraw needs a seed")
@@ -252,7 +142,8 @@ class PackedDataset(Dataset[Row]):
         if rows is not None and (rows.record.pad_id != pad_id or self.redraw):
             rows = None  # padded with another id than asked for, or not of these documents: gather them anew
         slots = Slots.of(plan.pieces.length) if self.redraw else None
-        return _Opened(shards, plan, rows, shards.all_learnt(), pad_id, self._order(plan.num_packs), slots)
+        learnt, files = shards.all_learnt(), TokenFiles.of(shards)
+        return _Opened(shards, plan, rows, learnt, pad_id, files, self._order(plan.num_packs), slots)
 
     def _order(self, packs: int) -> Permutation | None:
         return Permutation(packs, self.seed, self.epoch) if self.seed is not None else None
@@ -303,85 +194,87 @@ class PackedDataset(Dataset[Row]):
         return opened.plan.pieces.take(np.array(drawn, dtype=np.int64))
 
     def __getitem__(self, index: int) -> Row:
-        opened = self._opened
-        pack = self.pack_index(index)
-        stored = self._pieces(opened, pack)
-        pieces = Pieces(np.array(stored.document), np.array(stored.start), np.array(stored.length))
-        if int(pieces.length.sum()) > self._seq_len or (pieces.length < 1).any():
-            raise DataError(f"{opened.plan.folder} is damaged: pack {pack} does not fit into a sequence")
-        ids = self._tokens(opened, pack, pieces)
-        segments, positions = np.zeros(self._seq_len, dtype=np.int32), np.zeros(self._seq_len, dtype=np.int32)
-        loss = np.zeros(self._seq_len, dtype=np.uint8)
-        _mark_segments(pieces.length, segments, positions, loss)
-        fields: dict[str, np.ndarray] = {
-            "input_ids": ids,
-            "segment_ids": segments,
-            "position_ids": positions,
-            "loss_mask": loss,
-        }
-        spans = None if opened.all_learnt else opened.shards.spans
-        if spans is not None and spans.loss is not None:
-            row = pieces.document, pieces.start, pieces.length
-            _unmark_given(*row, spans.offsets, spans.start, spans.length, spans.loss, loss)
-        if self._modality_ids or self._loss_on is not None:
-            modalities = self._modalities(opened, pieces)
-            if self._modality_ids:
-                fields["modality_ids"] = modalities
-            if self._loss_on is not None:
-                wanted = np.zeros(len(MODALITY_IDS), dtype=np.uint8)
-                wanted[[number for name in self._loss_on for number in _LOSS_ON[name]]] = 1
-                loss[:-1] &= wanted[modalities[1:]]
-        if self._labels is not None:
-            fields["labels"] = np.empty(self._seq_len, dtype=np.int64)
-            _mark_labels(ids, loss, self._labels == "shifted", fields["labels"])
-        if self._cu_seqlens:
-            fields["cu_seqlens"] = self._borders(pieces)
-        return {name: torch.from_numpy(array) for name, array in fields.items()}
+        return self.__getitems__([index])[0]
 
-    def _tokens(self, opened: _Opened, pack: int, pieces: Pieces) -> npt.NDArray[np.int32]:
-        if opened.rows is not None:
-            return opened.rows.tokens[pack].astype(np.int32)
-        ids = np.full(self._seq_len, opened.pad_id, dtype=np.int32)
-        at = 0
-        for document, start, length in zip(
-            pieces.document.tolist(), pieces.start.tolist(), pieces.length.tolist(), strict=True
-        ):
-            ids[at : at + length] = opened.shards.tokens(document, start, start + length)
-            at += length
-        return ids
+    def __getitems__(self, indices: Sequence[int]) -> Rows:
+        """Several items at once, which is faster than one by one; torch's DataLoader asks for a batch's items so."""
+        batch = {name: torch.from_numpy(array) for name, array in self._fields([self.pack_index(n) for n in indices]).items()}
+        return Rows(batch, len(indices))
 
-    def _modalities(self, opened: _Opened, pieces: Pieces) -> npt.NDArray[np.uint8]:
-        spans = opened.shards.spans
-        out = np.zeros(self._seq_len, dtype=np.uint8)
-        _mark_modalities(
-            pieces.document,
-            pieces.start,
-            pieces.length,
-            spans.offsets,
-            spans.start,
-            spans.length,
-            spans.modality,
-            _CONTENT,
-            _BOUNDARY,
-            MODALITY_IDS["control"],
-            out,
+    def _fields(self, packs: Sequence[int]) -> dict[str, npt.NDArray[np.generic]]:
+        """All fields of these packs, [R, ...]."""
+        opened, seq_len = self._opened, self._seq_len
+        parts = [self._pieces(opened, pack) for pack in packs]
+        offsets = np.cumsum([0, *map(len, parts)])
+        pieces = Pieces(
+            np.concatenate([_NONE, *(part.document for part in parts)]),
+            np.concatenate([_NONE, *(part.start for part in parts)]),
+            np.concatenate([_NONE.astype(np.int32), *(part.length for part in parts)]),
         )
-        return out
+        held = np.add.reduceat(np.append(pieces.length, 0), offsets[:-1], dtype=np.int64) if len(parts) else _NONE
+        if (held > seq_len).any() or (pieces.length < 1).any() or (np.diff(offsets) < 1).any():
+            raise DataError(f"{opened.plan.folder} is damaged: a pack is empty or does not fit into a sequence")
+        segment_ids, position_ids, loss = fields.segments(pieces, offsets, seq_len)
+        ids = self._tokens(opened, packs, pieces, offsets)
+        if opened.rows is None:
+            ids[segment_ids == 0] = opened.pad_id
+        found: dict[str, npt.NDArray[np.generic]] = {"input_ids": ids, "segment_ids": segment_ids, "position_ids": position_ids}
+        if not opened.all_learnt:
+            fields.unlearn_given(pieces, offsets, opened.shards.spans, loss)
+        modality_ids = None
+        if self._modality_ids or self._loss_on is not None:
+            modality_ids = fields.modalities(pieces, offsets, opened.shards.spans, seq_len)
+            if self._loss_on is not None:
+                fields.keep_loss_on(self._loss_on, modality_ids, loss)
+        found["loss_mask"] = loss
+        if self._modality_ids and modality_ids is not None:
+            found["modality_ids"] = modality_ids
+        if self._labels is not None:
+            found["labels"] = fields.labels(ids, loss, shifted=self._labels == "shifted")
+        if self._cu_seqlens:
+            found["cu_seqlens"] = fields.borders(pieces, offsets, seq_len, self._max_pieces)
+        return found
 
-    def _borders(self, pieces: Pieces) -> npt.NDArray[np.int32]:
-        borders = np.full(self._max_pieces + 2, self._seq_len, dtype=np.int32)
-        borders[0] = 0
-        borders[1 : len(pieces) + 1] = np.cumsum(pieces.length)
-        return borders
+    def _tokens(
+        self, opened: _Opened, packs: Sequence[int], pieces: Pieces, offsets: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int32]:
+        """int32 [R, L]; what lies in the padding is of no meaning where the rows are not materialised."""
+        if opened.rows is not None:
+            return opened.rows.tokens[np.asarray(packs, dtype=np.int64)].astype(np.int32)
+        out = np.empty((len(packs), self._seq_len), dtype=opened.shards.dtype)
+        gather_pieces(opened.files, pieces, offsets, out)
+        return out.astype(np.int32, copy=False)
+
+
+class Rows(Sequence[Row]):
+    """Items that were made together: each a row, and ``batch`` all of them, [R, ...], in the same memory."""
+
+    def __init__(self, batch: Row, count: int) -> None:
+        self.batch, self._count = batch, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        if isinstance(index, slice):
+            return [self[n] for n in range(*index.indices(self._count))]
+        if not -self._count <= index < self._count:
+            raise IndexError(f"row {index} of {self._count}")
+        return {name: values[index] for name, values in self.batch.items()}
 
 
 def collate(rows: Sequence[Row]) -> Row:
     """Stack items to a batch [B, ...], and count what the loss is taken over: ``num_loss_tokens``, int64 scalar (sum it over
     ranks and accumulation steps before dividing: a mean of means weighs short rows too much), and, where the items have
     ``modality_ids``, ``num_loss_tokens_by_modality``, int64 [9], by what is to be predicted (:data:`MODALITY_IDS`)."""
-    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    together = rows.batch if isinstance(rows, Rows) else None
+    batch = dict(together) if together is not None else {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     batch["num_loss_tokens"] = batch["loss_mask"].sum(dtype=torch.int64)
     if "modality_ids" in batch:
-        predicted = batch["modality_ids"][:, 1:][batch["loss_mask"][:, :-1].bool()]
-        batch["num_loss_tokens_by_modality"] = torch.bincount(predicted.long(), minlength=len(MODALITY_IDS))
+        counts = fields.loss_by_modality(batch["modality_ids"].numpy(), batch["loss_mask"].numpy())
+        batch["num_loss_tokens_by_modality"] = torch.from_numpy(counts)
     return batch

@@ -153,9 +153,19 @@ def gather_rows(files: TokenFiles, plan: StoredPlan, first: int, out: Ids, pad_i
     ends = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])[offsets - offsets[0]]
     if (np.diff(ends) > out.shape[1]).any() or (np.diff(offsets) < 0).any():
         raise DataError(f"{plan.folder}: a pack is longer than its sequence")
+    gather_pieces(files, Pieces(pieces.document, pieces.start, lengths), offsets, out, pad_id)
+
+
+def gather_pieces(files: TokenFiles, pieces: Pieces, offsets: npt.NDArray[np.int64], out: Ids, pad_id: int = 0) -> None:
+    """Fill ``out`` [R, seq_len] (contiguous, the files' dtype): row r is ``pieces[offsets[r]:offsets[r + 1]]``, counted from
+    the first offset; these must have room in it.
+
+    Raises:
+        DataError: a piece is outside of its document.
+    """
     if not out.flags.c_contiguous or any(m.dtype != out.dtype for m in files.maps):
         raise ValueError("rows must be contiguous and of the files' dtype")
-    _gather(files.addresses(pieces), lengths, offsets, pad_id, out)
+    _gather(files.addresses(pieces), np.ascontiguousarray(pieces.length), offsets, pad_id, out)
 
 
 def cu_seqlens(plan: StoredPlan) -> npt.NDArray[np.int32]:
