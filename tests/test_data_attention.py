@@ -8,7 +8,7 @@ import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from tokkit.data.attention import dense_mask, flash_attention_kwargs, mask_mod, thd, varlen
+from tokkit.data.attention import dense_mask, flash_attention_kwargs, mask_mod, thd, varlen, with_dense_fields
 from tokkit.data.packed import PackedDataset, Row, collate
 from tokkit.pipelines.pack import PackConfig, pack
 from tokkit.pipelines.progress import SilentProgress
@@ -97,3 +97,24 @@ def test_the_rows_of_cu_seqlens_say_the_same(dataset: PackedDataset) -> None:
     batch = collate([fields[n] for n in range(4)])
     rows = [row + n * L for n, row in enumerate(batch["cu_seqlens"].long())]
     assert torch.equal(torch.cat(rows).unique(), varlen(batch).cu_seqlens.long())
+
+
+def test_dense_fields_are_made_from_the_borders(dataset: PackedDataset) -> None:
+    lean = PackedDataset(dataset.directory, dataset.name, seed=3, dense=False)
+    everything = PackedDataset(dataset.directory, dataset.name, seed=3, cu_seqlens=True, modality_ids=False)
+    numbers = range(len(lean))
+    batch, expected = collate([lean[n] for n in numbers]), collate([everything[n] for n in numbers])
+    assert batch.keys() == {"input_ids", "cu_seqlens", "num_segments"}
+    found = with_dense_fields(batch)
+    assert found.keys() == expected.keys() - {"num_loss_tokens"}
+    for name, values in found.items():
+        assert torch.equal(values, expected[name]), name
+        assert values.dtype == expected[name].dtype
+    for more in ({"labels": "hf"}, {"loss_on": {"text"}}):
+        with pytest.raises(ValueError, match="dense"):
+            PackedDataset(dataset.directory, dataset.name, dense=False, **more)  # type: ignore[arg-type]
+    given = packing_corpus.random_documents(20, seed=1, given=0.5)
+    path = packing_corpus.write_directory(dataset.directory.parent / "given", {"train": given})
+    pack(PackConfig(directory=path, seq_len=L), SilentProgress())
+    with pytest.raises(ValueError, match="only given"):
+        PackedDataset(path, dataset.name, dense=False)

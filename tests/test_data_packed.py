@@ -87,8 +87,10 @@ def test_dtypes_and_shapes(directory: Path) -> None:
         "modality_ids": torch.uint8,
         "labels": torch.int64,
         "cu_seqlens": torch.int32,
+        "num_segments": torch.int32,
     }
-    assert all(value.shape == (L,) for key, value in row.items() if key != "cu_seqlens")
+    assert all(value.shape == (L,) for key, value in row.items() if key not in ("cu_seqlens", "num_segments"))
+    assert row["num_segments"].shape == ()
     least = PackedDataset(directory, NAME, modality_ids=False)[0]
     assert set(least) == {"input_ids", "segment_ids", "position_ids", "loss_mask"}
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 Batch = Mapping[str, Tensor]
+Row = dict[str, Tensor]
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
@@ -37,6 +38,24 @@ class Varlen(NamedTuple):
 
     cu_seqlens: Tensor
     max_seqlen: int
+
+
+def with_dense_fields(batch: Batch) -> Row:
+    """A batch of ``PackedDataset(..., dense=False)`` with the fields that follow from its borders, made where it lies.
+
+    ``segment_ids``, ``position_ids`` and ``loss_mask`` are those that the dataset would have made itself.
+    """
+    borders, number = batch["cu_seqlens"].long(), batch["num_segments"].long()[:, None]
+    places = torch.arange(batch["input_ids"].shape[1], device=borders.device).expand_as(batch["input_ids"])
+    segment = torch.searchsorted(borders[:, 1:].contiguous(), places.contiguous(), right=True)
+    ends = borders.gather(1, segment + 1)
+    real = segment < number
+    return {
+        **batch,
+        "segment_ids": torch.where(real, segment + 1, 0).to(torch.int32),
+        "position_ids": (places - borders.gather(1, segment)).to(torch.int32),
+        "loss_mask": (real & (places + 1 < ends)).to(torch.uint8),
+    }
 
 
 def dense_mask(batch: Batch) -> Tensor:

@@ -73,6 +73,20 @@ def _segments(lengths: npt.NDArray[np.int32], offsets: Array, segment_ids: Ids, 
             loss[row, t] = 0
 
 
+@nb.njit(cache=True, nogil=True)
+def fit(lengths: Ids, offsets: Array, seq_len: int) -> bool:
+    """Whether no row is empty, no piece is, and each row has room for its pieces."""
+    for row in range(offsets.size - 1):
+        held = 0
+        for i in range(offsets[row], offsets[row + 1]):
+            if lengths[i] < 1:
+                return False
+            held += lengths[i]
+        if held < 1 or held > seq_len:
+            return False
+    return True
+
+
 def modalities(pieces: Pieces, offsets: Array, spans: SpanTable, seq_len: int) -> Bytes:
     """``modality_ids`` [R, seq_len]."""
     found = np.zeros((len(offsets) - 1, seq_len), dtype=np.uint8)
@@ -176,12 +190,20 @@ def labels(ids: Ids, loss: Bytes, *, shifted: bool) -> Array:
     return found
 
 
-def borders(pieces: Pieces, offsets: Array, seq_len: int, most: int) -> Ids:
-    """``cu_seqlens`` [R, most + 2], where no row has more than ``most`` pieces."""
-    found = np.full((len(offsets) - 1, most + 2), seq_len, dtype=np.int32)
-    found[:, 0] = 0
-    row = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-    ends = np.cumsum(pieces.length, dtype=np.int64)
-    before = np.concatenate([np.zeros(1, dtype=np.int64), ends])[offsets[:-1]]
-    found[row, np.arange(len(row)) - offsets[row] + 1] = ends - before[row]
+def borders(pieces: Pieces, offsets: Array, seq_len: int, most: int) -> tuple[Ids, Ids]:
+    """``cu_seqlens`` [R, most + 2], where no row has more than ``most`` pieces, and ``num_segments`` [R]."""
+    found = np.empty((len(offsets) - 1, most + 2), dtype=np.int32), np.empty(len(offsets) - 1, dtype=np.int32)
+    _borders(pieces.length, offsets, seq_len, *found)
     return found
+
+
+@nb.njit(cache=True, nogil=True)
+def _borders(lengths: Ids, offsets: Array, seq_len: int, found: Ids, numbers: Ids) -> None:
+    for row in range(offsets.size - 1):
+        found[row, 0] = 0
+        number = 1
+        for i in range(offsets[row], offsets[row + 1]):
+            found[row, number] = found[row, number - 1] + lengths[i]
+            number += 1
+        found[row, number:] = seq_len
+        numbers[row] = number - 1

@@ -15,7 +15,11 @@ field                   dtype    shape       meaning
                                              or ``hf`` (labels[t] is token t, and the model shifts)
 ``cu_seqlens``          int32    [max + 2]   segment borders 0, ..., L for varlen attention, the padding a segment of its own,
                                              the tail filled with L; ``max`` is the fullest pack of the plan; on request
+``num_segments``        int32    []          n; with ``cu_seqlens``
 ======================  =======  ==========  ==========================================================================
+
+With ``dense=False`` the fields are ``input_ids``, ``cu_seqlens`` and ``num_segments`` alone: a quarter of the bytes to move,
+and :func:`tokkit.data.attention.with_dense_fields` makes the others from them on the device.
 
 A piece of a document that was cut is a segment like any other: positions restart, and nothing attends or predicts across a cut.
 
@@ -40,15 +44,13 @@ from tokkit.data import fields
 from tokkit.data.fields import IGNORED, MODALITY_IDS
 from tokkit.data.shuffle import Permutation, Slots
 from tokkit.errors import DataError
-from tokkit.packing.rows import PackedRows, TokenFiles, gather_pieces, load_rows
+from tokkit.packing.rows import PackedRows, TokenFiles, gather_ids, load_rows
 from tokkit.packing.split import Pieces
 from tokkit.packing.store import StoredPlan, load_plan, pack_folder
 from tokkit.shards.native import TokenShards, open_shards
 from tokkit.vocabulary import UnifiedVocabulary
 
 __all__ = ["IGNORED", "MODALITY_IDS", "Labels", "PackedDataset", "Row", "Rows", "collate"]
-
-_NONE = np.zeros(0, dtype=np.int64)
 
 Labels = Literal["shifted", "hf"]
 Row = dict[str, torch.Tensor]
@@ -82,6 +84,8 @@ class PackedDataset(Dataset[Row]):
         redraw: also draw, in each epoch, which of the pieces of one length goes where one of that length stands in the plan:
             other documents share a sequence every time, and the plan stays as full as it is.
         modality_ids, labels, cu_seqlens: whether to add the fields of these names.
+        dense: whether ``segment_ids``, ``position_ids`` and ``loss_mask`` are made here; without them there is ``cu_seqlens``,
+            and none of the fields that need them.
         loss_on: of what modalities tokens are to be predicted: any of ``text``, ``image``, ``audio``, ``video`` (with their
             boundaries) and ``control``; None: all.
         pad_id: what rows are padded with; by default the vocabulary's padding marker.
@@ -104,12 +108,18 @@ class PackedDataset(Dataset[Row]):
         modality_ids: bool = True,
         labels: Labels | None = None,
         cu_seqlens: bool = False,
+        dense: bool = True,
         loss_on: Collection[str] | None = None,
         pad_id: int | None = None,
     ) -> None:
         self.directory, self.name, self.split = Path(directory), name, split
         self.seed, self.epoch = seed, epoch
         self._modality_ids, self._labels, self._cu_seqlens, self._pad_id = modality_ids, labels, cu_seqlens, pad_id
+        if not dense:
+            if labels is not None or loss_on is not None:
+                raise ValueError("labels and loss_on need the dense fields")
+            self._modality_ids, self._cu_seqlens = False, True
+        self._dense = dense
         if labels not in (None, "shifted", "hf"):
             raise ValueError(f"labels {labels!r}; one of None, 'shifted' and 'hf'")
         self._loss_on = None if loss_on is None else tuple(sorted(set(loss_on)))
@@ -122,6 +132,8 @@ class PackedDataset(Dataset[Row]):
         self._state: _Opened | None = None
         record = self._opened.plan.record
         self.plan_digest = record.digest
+        if not dense and not self._opened.all_learnt:
+            raise ValueError("some of these documents is only given and not to be learnt: only the dense fields tell")
         self._length, self._seq_len, self._max_pieces = record.counts.packs, record.seq_len, record.counts.max_pieces
 
     # ---- the process's own part
@@ -183,15 +195,17 @@ class PackedDataset(Dataset[Row]):
 
     def segments(self, index: int) -> Pieces:
         """The pieces of documents in item ``index``, in the row's order."""
-        return self._pieces(self._opened, self.pack_index(index))
+        return self._pieces(self._opened, np.array([self.pack_index(index)], dtype=np.int64))[0]
 
-    def _pieces(self, opened: _Opened, pack: int) -> Pieces:
+    def _pieces(self, opened: _Opened, packs: npt.NDArray[np.int64]) -> tuple[Pieces, npt.NDArray[np.int64]]:
+        """The pieces of these packs one after another, and where each pack begins among them."""
         if opened.slots is None:
-            return opened.plan.pack(pack)
+            return opened.plan.packs(packs)
         assert self.seed is not None  # or there would be no slots
-        first, last = int(opened.plan.pack_offsets[pack]), int(opened.plan.pack_offsets[pack + 1])
-        drawn = [opened.slots.draw(slot, self.seed, self.epoch) for slot in range(first, last)]
-        return opened.plan.pieces.take(np.array(drawn, dtype=np.int64))
+        bounds = opened.plan.pack_offsets
+        slots = [range(int(bounds[pack]), int(bounds[pack + 1])) for pack in packs]
+        drawn = [opened.slots.draw(slot, self.seed, self.epoch) for own in slots for slot in own]
+        return opened.plan.pieces.take(np.array(drawn, dtype=np.int64)), np.cumsum([0, *map(len, slots)])
 
     def __getitem__(self, index: int) -> Row:
         return self.__getitems__([index])[0]
@@ -204,21 +218,16 @@ class PackedDataset(Dataset[Row]):
     def _fields(self, packs: Sequence[int]) -> dict[str, npt.NDArray[np.generic]]:
         """All fields of these packs, [R, ...]."""
         opened, seq_len = self._opened, self._seq_len
-        parts = [self._pieces(opened, pack) for pack in packs]
-        offsets = np.cumsum([0, *map(len, parts)])
-        pieces = Pieces(
-            np.concatenate([_NONE, *(part.document for part in parts)]),
-            np.concatenate([_NONE, *(part.start for part in parts)]),
-            np.concatenate([_NONE.astype(np.int32), *(part.length for part in parts)]),
-        )
-        held = np.add.reduceat(np.append(pieces.length, 0), offsets[:-1], dtype=np.int64) if len(parts) else _NONE
-        if (held > seq_len).any() or (pieces.length < 1).any() or (np.diff(offsets) < 1).any():
+        pieces, offsets = self._pieces(opened, np.asarray(packs, dtype=np.int64))
+        if not fields.fit(pieces.length, offsets, seq_len):
             raise DataError(f"{opened.plan.folder} is damaged: a pack is empty or does not fit into a sequence")
-        segment_ids, position_ids, loss = fields.segments(pieces, offsets, seq_len)
         ids = self._tokens(opened, packs, pieces, offsets)
-        if opened.rows is None:
-            ids[segment_ids == 0] = opened.pad_id
-        found: dict[str, npt.NDArray[np.generic]] = {"input_ids": ids, "segment_ids": segment_ids, "position_ids": position_ids}
+        found: dict[str, npt.NDArray[np.generic]] = {"input_ids": ids}
+        if self._cu_seqlens:
+            found["cu_seqlens"], found["num_segments"] = fields.borders(pieces, offsets, seq_len, self._max_pieces)
+        if not self._dense:
+            return found
+        found["segment_ids"], found["position_ids"], loss = fields.segments(pieces, offsets, seq_len)
         if not opened.all_learnt:
             fields.unlearn_given(pieces, offsets, opened.shards.spans, loss)
         modality_ids = None
@@ -231,19 +240,17 @@ class PackedDataset(Dataset[Row]):
             found["modality_ids"] = modality_ids
         if self._labels is not None:
             found["labels"] = fields.labels(ids, loss, shifted=self._labels == "shifted")
-        if self._cu_seqlens:
-            found["cu_seqlens"] = fields.borders(pieces, offsets, seq_len, self._max_pieces)
         return found
 
     def _tokens(
         self, opened: _Opened, packs: Sequence[int], pieces: Pieces, offsets: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int32]:
-        """int32 [R, L]; what lies in the padding is of no meaning where the rows are not materialised."""
+        """``input_ids`` [R, L]."""
         if opened.rows is not None:
             return opened.rows.tokens[np.asarray(packs, dtype=np.int64)].astype(np.int32)
-        out = np.empty((len(packs), self._seq_len), dtype=opened.shards.dtype)
-        gather_pieces(opened.files, pieces, offsets, out)
-        return out.astype(np.int32, copy=False)
+        out = np.empty((len(packs), self._seq_len), dtype=np.int32)
+        gather_ids(opened.files, pieces, offsets, out, opened.pad_id)
+        return out
 
 
 class Rows(Sequence[Row]):
@@ -273,7 +280,8 @@ def collate(rows: Sequence[Row]) -> Row:
     ``modality_ids``, ``num_loss_tokens_by_modality``, int64 [9], by what is to be predicted (:data:`MODALITY_IDS`)."""
     together = rows.batch if isinstance(rows, Rows) else None
     batch = dict(together) if together is not None else {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
-    batch["num_loss_tokens"] = batch["loss_mask"].sum(dtype=torch.int64)
+    if "loss_mask" in batch:
+        batch["num_loss_tokens"] = batch["loss_mask"].sum(dtype=torch.int64)
     if "modality_ids" in batch:
         counts = fields.loss_by_modality(batch["modality_ids"].numpy(), batch["loss_mask"].numpy())
         batch["num_loss_tokens_by_modality"] = torch.from_numpy(counts)

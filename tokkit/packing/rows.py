@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numba as nb
@@ -98,27 +99,62 @@ class TokenFiles:
         """Map the files of an output directory's split."""
         return cls(shards.maps, *shards.placement, shards.lengths)
 
+    @cached_property
+    def _memory(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+        """uint64 [F] where each file begins in memory, int64 [F] its tokens."""
+        base = np.array([m.ctypes.data for m in self.maps], dtype=np.uint64)
+        return base, np.array([len(m) for m in self.maps], dtype=np.int64)
+
     def addresses(self, pieces: Pieces) -> npt.NDArray[np.uint64]:
         """uint64 [N]: where in memory each piece begins.
 
         Raises:
             DataError: a piece reaches beyond its document, or a document beyond its file.
         """
-        document = np.asarray(pieces.document)
-        if document.size and (int(document.min()) < 0 or int(document.max()) >= len(self.lengths)):
+        found = np.empty(len(pieces), dtype=np.uint64)
+        itemsize = self.maps[0].itemsize if self.maps else 1
+        places = self.file, self.offset, self.lengths, *self._memory
+        wrong, number = _addresses(pieces.document, pieces.start, pieces.length, *places, itemsize, found)
+        if wrong == _NO_DOCUMENT:
             raise DataError(f"the plan names documents beyond the {len(self.lengths)} of the shards")
-        stop = pieces.start + pieces.length.astype(np.int64)
-        file = self.file[document]
-        begin = self.offset[document] + pieces.start
-        sizes = np.array([len(m) for m in self.maps], dtype=np.int64)
-        wrong = (pieces.start < 0) | (pieces.length < 0) | (stop > self.lengths[document])
-        if wrong.any():
-            raise DataError(f"the plan reaches beyond the end of document {int(document[np.argmax(wrong)])}")
-        if ((begin + pieces.length) > sizes[file]).any():
+        if wrong == _BEYOND_DOCUMENT:
+            raise DataError(f"the plan reaches beyond the end of document {int(pieces.document[number])}")
+        if wrong == _BEYOND_FILE:
             raise DataError("a token file is shorter than its index says")
-        base = np.array([m.ctypes.data for m in self.maps], dtype=np.uint64)
-        itemsize = np.uint64(self.maps[0].itemsize if self.maps else 1)
-        return base[file] + begin.astype(np.uint64) * itemsize
+        return found
+
+    def __getstate__(self) -> dict[str, object]:
+        return {key: value for key, value in self.__dict__.items() if key != "_memory"}
+
+
+_NO_DOCUMENT, _BEYOND_DOCUMENT, _BEYOND_FILE = 1, 2, 3
+
+
+@nb.njit(cache=True, nogil=True)
+def _addresses(
+    document: npt.NDArray[np.int64],
+    start: npt.NDArray[np.int64],
+    length: npt.NDArray[np.int32],
+    file: npt.NDArray[np.int32],
+    offset: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    base: npt.NDArray[np.uint64],
+    sizes: npt.NDArray[np.int64],
+    itemsize: int,
+    found: npt.NDArray[np.uint64],
+) -> tuple[int, int]:
+    """Fill ``found``; returns what is wrong, 0 if nothing, and with which piece."""
+    for i in range(document.size):
+        d = document[i]
+        if d < 0 or d >= lengths.size:
+            return _NO_DOCUMENT, i
+        if start[i] < 0 or length[i] < 0 or start[i] + length[i] > lengths[d]:
+            return _BEYOND_DOCUMENT, i
+        begin = offset[d] + start[i]
+        if begin < 0 or begin + length[i] > sizes[file[d]]:
+            return _BEYOND_FILE, i
+        found[i] = base[file[d]] + np.uint64(begin * itemsize)
+    return 0, 0
 
 
 @nb.njit(cache=True, nogil=True)
@@ -153,19 +189,44 @@ def gather_rows(files: TokenFiles, plan: StoredPlan, first: int, out: Ids, pad_i
     ends = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])[offsets - offsets[0]]
     if (np.diff(ends) > out.shape[1]).any() or (np.diff(offsets) < 0).any():
         raise DataError(f"{plan.folder}: a pack is longer than its sequence")
-    gather_pieces(files, Pieces(pieces.document, pieces.start, lengths), offsets, out, pad_id)
+    if not out.flags.c_contiguous or any(m.dtype != out.dtype for m in files.maps):
+        raise ValueError("rows must be contiguous and of the files' dtype")
+    _gather(files.addresses(pieces), lengths, offsets, pad_id, out)
 
 
-def gather_pieces(files: TokenFiles, pieces: Pieces, offsets: npt.NDArray[np.int64], out: Ids, pad_id: int = 0) -> None:
-    """Fill ``out`` [R, seq_len] (contiguous, the files' dtype): row r is ``pieces[offsets[r]:offsets[r + 1]]``, counted from
-    the first offset; these must have room in it.
+@nb.njit(cache=True, nogil=True)
+def _gather_wide(
+    addresses: npt.NDArray[np.uint64],
+    lengths: npt.NDArray[np.int32],
+    offsets: npt.NDArray[np.int64],
+    pad_id: int,
+    narrow: Ids,
+    out: npt.NDArray[np.int32],
+) -> None:
+    """As :func:`_gather`, into int32 by way of a row ``narrow`` of the files' dtype."""
+    itemsize = narrow.itemsize
+    base = narrow.ctypes.data
+    for row in range(out.shape[0]):
+        at = 0
+        for i in range(offsets[row], offsets[row + 1]):
+            copy_bytes(np.uint64(base + at * itemsize), addresses[i], np.int64(lengths[i]) * itemsize)
+            at += lengths[i]
+        for t in range(at):
+            out[row, t] = narrow[t]
+        out[row, at:] = pad_id
+
+
+def gather_ids(
+    files: TokenFiles, pieces: Pieces, offsets: npt.NDArray[np.int64], out: npt.NDArray[np.int32], pad_id: int
+) -> None:
+    """Fill int32 ``out`` [R, seq_len], whatever the files' dtype: row r is ``pieces[offsets[r]:offsets[r + 1]]``, which must
+    have room in it.
 
     Raises:
         DataError: a piece is outside of its document.
     """
-    if not out.flags.c_contiguous or any(m.dtype != out.dtype for m in files.maps):
-        raise ValueError("rows must be contiguous and of the files' dtype")
-    _gather(files.addresses(pieces), np.ascontiguousarray(pieces.length), offsets, pad_id, out)
+    narrow = np.empty(out.shape[1], dtype=files.maps[0].dtype if files.maps else np.int32)
+    _gather_wide(files.addresses(pieces), pieces.length, offsets, pad_id, narrow, out)
 
 
 def cu_seqlens(plan: StoredPlan) -> npt.NDArray[np.int32]:

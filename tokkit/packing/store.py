@@ -27,6 +27,7 @@ from tokenize import TokenError
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
+import numba as nb
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -110,6 +111,38 @@ class PlanRecord(Model):
     digest: str = ""
 
 
+@nb.njit(cache=True, nogil=True)
+def _count(pack_offsets: npt.NDArray[np.int64], packs: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]) -> int:
+    """Fill ``offsets`` with where the pieces of each pack begin among all; returns their number, or -1 for a damaged plan."""
+    total = offsets[0] = 0
+    for n in range(packs.size):
+        size = pack_offsets[packs[n] + 1] - pack_offsets[packs[n]]
+        if size < 0 or pack_offsets[packs[n]] < 0 or pack_offsets[packs[n] + 1] > pack_offsets[-1]:
+            return -1
+        total += size
+        offsets[n + 1] = total
+    return int(total)
+
+
+@nb.njit(cache=True, nogil=True)
+def _take(
+    pack_offsets: npt.NDArray[np.int64],
+    packs: npt.NDArray[np.int64],
+    document: npt.NDArray[np.int64],
+    start: npt.NDArray[np.int64],
+    length: npt.NDArray[np.int32],
+    documents: npt.NDArray[np.int64],
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int32],
+) -> None:
+    """Copy the pieces of packs one after another."""
+    at = 0
+    for n in range(packs.size):
+        for i in range(pack_offsets[packs[n]], pack_offsets[packs[n] + 1]):
+            documents[at], starts[at], lengths[at] = document[i], start[i], length[i]
+            at += 1
+
+
 @dataclass(frozen=True, eq=False)
 class StoredPlan:
     """A plan that was read back; its arrays are memory maps.
@@ -132,6 +165,17 @@ class StoredPlan:
     def pack(self, index: int) -> Pieces:
         """The pieces of a pack, in order (views of the memory maps)."""
         return self.pieces.take(slice(int(self.pack_offsets[index]), int(self.pack_offsets[index + 1])))
+
+    def packs(self, indices: npt.NDArray[np.int64]) -> tuple[Pieces, npt.NDArray[np.int64]]:
+        """The pieces of several packs one after another, and int64 [R + 1] where each begins among them."""
+        offsets = np.empty(len(indices) + 1, dtype=np.int64)
+        total = _count(self.pack_offsets, indices, offsets)
+        if total < 0:
+            raise DataError(f"{self.folder / 'pack_offsets.npy'} is damaged: its numbers go down")
+        pieces = Pieces(np.empty(total, dtype=np.int64), np.empty(total, dtype=np.int64), np.empty(total, dtype=np.int32))
+        stored = self.pieces.document, self.pieces.start, self.pieces.length
+        _take(self.pack_offsets, indices, *stored, pieces.document, pieces.start, pieces.length)
+        return pieces, offsets
 
     def left_out(self) -> LeftOut:
         """Read ``left_out.jsonl``.
