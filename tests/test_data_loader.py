@@ -18,7 +18,7 @@ from tokkit.data import lines
 from tokkit.data.lines import MixtureLine
 from tokkit.data.loader import PackedLoader
 from tokkit.data.packed import PackedDataset
-from tokkit.data.shuffle import Slots
+from tokkit.data.shuffle import GroupedOrder, Permutation, Slots
 from tokkit.errors import FingerprintMismatch, UsageError
 from tokkit.pipelines.pack import PackConfig, pack
 from tokkit.pipelines.progress import SilentProgress
@@ -134,8 +134,9 @@ def test_a_state_of_other_data_is_refused(directory: Path) -> None:
         PackedDataset(directory, NAME, seed=8),
         PackedDataset(directory, "rows", seed=7),
         PackedDataset(directory, NAME, seed=7, redraw=True),
+        PackedDataset(directory, NAME, seed=7, group=4),
     ):
-        with pytest.raises(FingerprintMismatch, match=r"the state is of other data: (plan|seed|redraw) "):
+        with pytest.raises(FingerprintMismatch, match=r"the state is of other data: (plan|seed|redraw|group) "):
             PackedLoader(other, 2).load_state_dict(state)
     for place in (None, -1, "3"):
         with pytest.raises(FingerprintMismatch, match="place"):
@@ -149,8 +150,12 @@ def test_what_makes_no_sense_is_refused(directory: Path) -> None:
             PackedLoader(dataset, **more)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="no sequences of split val"):
         PackedLoader(PackedDataset(directory, NAME, "val"), 1)
-    with pytest.raises(ValueError, match="redraw needs a seed"):
-        PackedDataset(directory, NAME, redraw=True)
+    for more in ({"redraw": True}, {"group": 4}):
+        with pytest.raises(ValueError, match="need a seed"):
+            PackedDataset(directory, NAME, **more)  # type: ignore[arg-type]
+    for more in ({"group": 0}, {"group": 4, "window": 6}, {"group": 8, "window": 4}):
+        with pytest.raises(ValueError, match="groups of"):
+            PackedDataset(directory, NAME, seed=1, **more)
 
 
 # ---- mixtures
@@ -272,3 +277,42 @@ def test_slots_are_drawn_within_their_length(lengths: list[int], seed: int, epoc
     drawn = [slots.draw(n, seed, epoch) for n in range(len(lengths))]
     assert sorted(drawn) == list(range(len(lengths)))
     assert [lengths[n] for n in drawn] == lengths
+
+
+# ---- groups of about the same cost
+
+
+def test_sequences_of_a_group_cost_about_the_same(directory: Path) -> None:
+    plain, grouped = (PackedDataset(directory, NAME, seed=7, **more) for more in ({}, {"group": 4, "window": 24}))
+    stored = plain._opened.plan
+    cost = [int((stored.pack(n).length.astype(np.int64) ** 2).sum()) for n in range(stored.num_packs)]
+
+    def waits(dataset: PackedDataset) -> float:
+        """How much longer the most costly sequence of a step takes than one of them does on average."""
+        steps = [[cost[dataset.pack_index(n)] for n in range(i, i + 4)] for i in range(0, len(dataset) - 3, 4)]
+        return sum(max(step) for step in steps) / sum(sum(step) / 4 for step in steps)
+
+    assert waits(grouped) < 1.1 < waits(plain)
+    orders = []
+    for epoch in range(3):
+        dataset = grouped.at_epoch(epoch)
+        order = [dataset.pack_index(n) for n in range(len(dataset))]
+        assert sorted(order) == list(range(len(dataset)))
+        same = plain.at_epoch(epoch)
+        for first in range(0, len(dataset), 24):  # what comes near what is still drawn
+            window = slice(first, first + 24)
+            assert sorted(order[window]) == sorted(same.pack_index(n) for n in range(len(dataset))[window])
+        assert [dataset.pack_index(n) for n in (5, 40, 6)] == [order[n] for n in (5, 40, 6)]
+        orders.append(order)
+    assert orders[0] != orders[1] != orders[2]
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(0, 70), st.integers(1, 5), st.integers(1, 4), st.integers(0, 9))
+def test_a_grouped_order_is_a_permutation(count: int, group: int, times: int, epoch: int) -> None:
+    costs = np.random.default_rng(count).integers(0, 5, count)
+    order = GroupedOrder(Permutation(count, 3, epoch), costs, group, group * times)
+    assert sorted(order[n] for n in range(count)) == list(range(count))
+    for index in (-1, count):
+        with pytest.raises(IndexError):
+            order[index]

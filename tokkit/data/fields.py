@@ -87,6 +87,16 @@ def fit(lengths: Ids, offsets: Array, seq_len: int) -> bool:
     return True
 
 
+@nb.njit(cache=True, nogil=True)
+def costs(lengths: Ids, offsets: Array) -> Array:
+    """int64 [R]: what attention over each row costs, the sum of the squares of its segments' lengths."""
+    found = np.zeros(offsets.size - 1, dtype=np.int64)
+    for row in range(found.size):
+        for i in range(offsets[row], offsets[row + 1]):
+            found[row] += np.int64(lengths[i]) * np.int64(lengths[i])
+    return found
+
+
 def modalities(pieces: Pieces, offsets: Array, spans: SpanTable, seq_len: int) -> Bytes:
     """``modality_ids`` [R, seq_len]."""
     found = np.zeros((len(offsets) - 1, seq_len), dtype=np.uint8)

@@ -82,7 +82,8 @@ class EpochLine(Line):
 
     def identity(self) -> dict[str, object]:
         dataset = self._dataset
-        return {"plan": dataset.plan_digest, "sequences": len(dataset), "seed": dataset.seed, "redraw": dataset.redraw}
+        settings = {"seed": dataset.seed, "redraw": dataset.redraw, "group": dataset.group, "window": dataset.window}
+        return {"plan": dataset.plan_digest, "sequences": len(dataset), **settings}
 
 
 class MixtureLine(Line):

@@ -42,7 +42,7 @@ from torch.utils.data import Dataset
 
 from tokkit.data import fields
 from tokkit.data.fields import IGNORED, MODALITY_IDS
-from tokkit.data.shuffle import Permutation, Slots
+from tokkit.data.shuffle import GroupedOrder, Permutation, Slots
 from tokkit.errors import DataError
 from tokkit.packing.rows import PackedRows, TokenFiles, gather_ids, load_rows
 from tokkit.packing.split import Pieces
@@ -66,8 +66,9 @@ class _Opened:
     all_learnt: bool
     pad_id: int
     files: TokenFiles
-    order: Permutation | None
+    order: Permutation | GroupedOrder | None
     slots: Slots | None
+    costs: npt.NDArray[np.int64] | None
 
 
 class PackedDataset(Dataset[Row]):
@@ -83,6 +84,9 @@ class PackedDataset(Dataset[Row]):
         epoch: another epoch, another order (:meth:`at_epoch`).
         redraw: also draw, in each epoch, which of the pieces of one length goes where one of that length stands in the plan:
             other documents share a sequence every time, and the plan stays as full as it is.
+        group: let so many sequences that stand one after another cost about the same attention (the sum of the squares of their
+            segments' lengths): with the sequences of a step, or a multiple, no rank waits for one that has the long documents.
+        window: sequences of which groups are made; a multiple of ``group``, by default about 4,096.
         modality_ids, labels, cu_seqlens: whether to add the fields of these names.
         dense: whether ``segment_ids``, ``position_ids`` and ``loss_mask`` are made here; without them there is ``cu_seqlens``,
             and none of the fields that need them.
@@ -105,6 +109,8 @@ class PackedDataset(Dataset[Row]):
         seed: int | None = None,
         epoch: int = 0,
         redraw: bool = False,
+        group: int | None = None,
+        window: int | None = None,
         modality_ids: bool = True,
         labels: Labels | None = None,
         cu_seqlens: bool = False,
@@ -127,8 +133,13 @@ class PackedDataset(Dataset[Row]):
         if unknown:
             raise ValueError(f"loss_on {sorted(unknown)}; any of {', '.join(fields.LOSS_ON)}")
         self.redraw = redraw
-        if redraw and seed is None:
-            raise ValueError("redraw needs a seed")
+        if seed is None and (redraw or group is not None):
+            raise ValueError("redraw and group need a seed")
+        if group is not None:
+            window = window or -(-4096 // max(group, 1)) * group
+            if group < 1 or window < group or window % group:
+                raise ValueError(f"groups of {group} in windows of {window}")
+        self.group, self.window = group, window
         self._state: _Opened | None = None
         record = self._opened.plan.record
         self.plan_digest = record.digest
@@ -155,10 +166,16 @@ class PackedDataset(Dataset[Row]):
             rows = None  # padded with another id than asked for, or not of these documents: gather them anew
         slots = Slots.of(plan.pieces.length) if self.redraw else None
         learnt, files = shards.all_learnt(), TokenFiles.of(shards)
-        return _Opened(shards, plan, rows, learnt, pad_id, files, self._order(plan.num_packs), slots)
+        costs = fields.costs(plan.pieces.length, plan.pack_offsets) if self.group is not None else None
+        return _Opened(shards, plan, rows, learnt, pad_id, files, self._order(plan.num_packs, costs), slots, costs)
 
-    def _order(self, packs: int) -> Permutation | None:
-        return Permutation(packs, self.seed, self.epoch) if self.seed is not None else None
+    def _order(self, packs: int, costs: npt.NDArray[np.int64] | None) -> Permutation | GroupedOrder | None:
+        if self.seed is None:
+            return None
+        order = Permutation(packs, self.seed, self.epoch)
+        if self.group is None or self.window is None or costs is None:
+            return order
+        return GroupedOrder(order, costs, self.group, self.window)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_state": None}
@@ -182,7 +199,7 @@ class PackedDataset(Dataset[Row]):
         other = copy(self)
         other.epoch = epoch
         if self._state is not None:
-            other._state = replace(self._state, order=other._order(self._length))
+            other._state = replace(self._state, order=other._order(self._length, self._state.costs))
         return other
 
     def pack_index(self, index: int) -> int:

@@ -65,6 +65,47 @@ class Permutation:
                 return index
 
 
+class GroupedOrder:
+    """A permutation in which elements of about the same cost stand together, in groups.
+
+    The elements of a permutation are taken in windows; those of a window are sorted by cost and cut into groups, and the groups
+    are put in a drawn order. So neighbours cost about the same, and what comes near what is still drawn.
+
+    Args:
+        order: the permutation.
+        costs: int64 [n], of each element.
+        group: elements that stand together.
+        window: elements that are sorted together; a multiple of ``group``.
+    """
+
+    def __init__(self, order: Permutation, costs: npt.NDArray[np.int64], group: int, window: int) -> None:
+        if group < 1 or window < group or window % group:
+            raise ValueError(f"groups of {group} in windows of {window}")
+        self._order, self._costs, self._group, self._window = order, costs, group, window
+        self._number, self._elements = -1, np.zeros(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, index: int) -> int:
+        """Element ``index``, 0 <= index < n; IndexError outside."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"element {index} of a permutation of {len(self)}")
+        number, within = divmod(index, self._window)
+        if number != self._number:
+            self._number, self._elements = number, self._sorted(number)
+        return int(self._elements[within])
+
+    def _sorted(self, number: int) -> npt.NDArray[np.int64]:
+        first = number * self._window
+        elements = np.array([self._order[n] for n in range(first, min(first + self._window, len(self)))], dtype=np.int64)
+        elements = elements[np.lexsort((elements, self._costs[elements]))]
+        whole = len(elements) // self._group
+        drawn = Permutation(whole, self._order.seed, self._order.epoch * 1_000_003 + number)
+        groups = elements[: whole * self._group].reshape(whole, self._group)[[drawn[n] for n in range(whole)]]
+        return np.concatenate([groups.reshape(-1), elements[whole * self._group :]])
+
+
 @lru_cache(maxsize=4096)
 def _of_length(count: int, seed: int, epoch: int, length: int) -> Permutation:
     """The permutation of the pieces of one length."""
