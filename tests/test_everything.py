@@ -214,14 +214,14 @@ def count_rows(data: Path) -> Counts:
 
 
 def count_folder(folder: Path) -> Counts:
-    """Pillow says of each file whether it is a picture of 8 pixels and more, of samples whose range is agreed upon."""
+    """Pillow says of each file whether it is a picture of samples whose range is agreed upon, and of 8 pixels and more."""
     found: Counter[str] = Counter()
     for path in folder.rglob("*"):
         if path.is_file() and path.suffix != ".txt":
             with Image.open(path) as image:
                 icon = image.format == "ICO"  # decoded while it is opened, so it is not taken
                 vague = image.mode in ("F", "LAB") or (image.mode == "I" and image.format != "PPM")
-                found["rejected" if min(image.size) < 8 or vague or icon else "committed"] += 1
+                found["filtered" if min(image.size) < 8 else "rejected" if vague or icon else "committed"] += 1
     return counts(found, image=found)
 
 
