@@ -337,6 +337,17 @@ def test_urls_that_are_not_taken(url: str, why: str) -> None:
     assert "hunter2" not in str(error.value)
 
 
+def test_a_server_that_is_not_reached_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fsspec.implementations.ftp import FTPFileSystem
+
+    def nobody(self: object, *args: object, **options: object) -> None:
+        raise OSError(-2, "Name or service not known")
+
+    monkeypatch.setattr(FTPFileSystem, "__init__", nobody)
+    with pytest.raises(TransientError, match=r"ftp://nowhere/a\.tar: the server cannot be reached: .*not known"):
+        resolve_inputs(["ftp://nowhere/a.tar"])
+
+
 def test_what_is_not_there(store: Store) -> None:
     store.put("a/x.tar", tar_bytes(samples(2)))
     for url, why in {

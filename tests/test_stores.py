@@ -365,6 +365,9 @@ def test_what_is_typed_and_is_wrong_is_told_all_at_once(tmp_path: Path) -> None:
         strict=True,
     ):
         assert says in problem
+    for url in ("s3://bucket/pictures", "tar:s3://bucket/a.tar"):
+        with pytest.raises(ConfigError, match="a URL; picture stores lie on a local disk"):
+            resolve_stores([url])
     named = resolve_stores([f"tar:{tmp_path / 'mixed'}", f"folder:{tmp_path / 'mixed'}", f"x={tmp_path / 'mixed' / '*.tar'}"])
     assert [(store.name, store.kind) for store in named] == [("mixed", "tar"), ("mixed-2", "folder"), ("x", "tar")]
     with pytest.raises(ConfigError, match="is taken"):

@@ -298,6 +298,8 @@ def _filesystem(scheme: str, url: str) -> AbstractFileSystem:
         return kind(**host)
     except (ImportError, TypeError, ValueError) as error:
         raise UsageError(f"{scheme}:// cannot be opened: {error}") from None
+    except OSError as error:  # some connect at once
+        raise OSError(errno.EIO, f"the server cannot be reached: {error}", url) from error
 
 
 def _call(fs: AbstractFileSystem, method: str, *args: object, **options: object) -> Any:

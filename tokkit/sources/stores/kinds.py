@@ -25,6 +25,7 @@ from typing import Literal, get_args
 
 from tokkit.errors import ConfigError
 from tokkit.sources.base import InputFile
+from tokkit.sources.remote import is_url
 from tokkit.sources.samples import is_picture_name
 from tokkit.sources.seen import is_output
 
@@ -87,6 +88,8 @@ def _resolve(typed: str, taken: set[str]) -> Store:
     rest = typed
     if not _there(rest) and (named := _NAMED.fullmatch(rest)):
         name, rest = named[1], named[2]
+    if is_url(rest) or is_url(rest.partition(":")[2]):
+        raise _ProblemError("a URL; picture stores lie on a local disk, or one that is mounted, and are named by their path")
     if not _there(rest) and (prefixed := _KIND.fullmatch(rest)):
         kind, rest = prefixed[1], prefixed[2]
         if kind not in KINDS:
