@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,10 @@ from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported, here and in every process a test starts
 
+
+# What is started in the background of a script has Ctrl-C ignored, and hands that on to what it starts; a signal that is
+# handled here is not ignored there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Continuous integration looks at the same examples each time, so that it fails for a change and not by chance; elsewhere
 # hypothesis looks at new ones.
