@@ -95,9 +95,8 @@ def _split(
 ) -> dict[str, object]:
     shards = TokenShards(config.directory, manifest, split)
     tokenizer = manifest.tokenizers["text"].name if "text" in manifest.tokenizers else "tokkit"
-    end = vocabulary.marker("end_document")
     if config.pack is None:
-        parts, total = _documents(shards, end, tokenizer), shards.num_tokens
+        parts, total = _documents(shards, tokenizer), shards.num_tokens
     else:
         plan = load_plan(pack_folder(config.directory, config.pack, split), shards=shards.fingerprint)
         parts, total = _rows(config, shards, plan, vocabulary, folder, tokenizer), plan.num_packs * plan.record.seq_len
@@ -107,15 +106,16 @@ def _split(
         for part, paths in FORMATS[config.format](parts, folder):
             for path in paths:
                 files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-            sequences, tokens = sequences + len(part.lengths), tokens + int(part.lengths.sum())
-            task.advance(int(part.lengths.sum()))
+            if part is not None:
+                sequences, tokens = sequences + len(part.lengths), tokens + int(part.lengths.sum())
+                task.advance(int(part.lengths.sum()))
     return {"sequences": sequences, "tokens": tokens, "files": files}
 
 
 # ---- documents
 
 
-def _documents(shards: TokenShards, end: int, tokenizer: str) -> Iterator[Part]:
+def _documents(shards: TokenShards, tokenizer: str) -> Iterator[Part]:
     """A part a shard."""
     base = shards.directory / "tokens" / shards.split
     first = 0
@@ -127,7 +127,6 @@ def _documents(shards: TokenShards, end: int, tokenizer: str) -> Iterator[Part]:
             path=base / shard.files["bin"].name,
             dtype=shards.dtype,
             lengths=shards.lengths[first:last],
-            end=end,
             tokenizer=tokenizer,
             table=partial(_names, base / shard.files["parquet"].name),
             loss=_all if learnt else partial(_learnt, shards, first, last),
@@ -167,7 +166,7 @@ def _rows(
     config: ExportConfig, shards: TokenShards, plan: StoredPlan, vocabulary: UnifiedVocabulary, folder: Path, tokenizer: str
 ) -> Iterator[Part]:
     """One part with all rows: those that are materialised, or else gathered."""
-    pad_id, end, seq_len = vocabulary.marker("padding"), vocabulary.marker("end_document"), plan.record.seq_len
+    pad_id, seq_len = vocabulary.marker("padding"), plan.record.seq_len
     assert config.pack is not None  # the caller found the plan by it
     dataset = PackedDataset(config.directory, config.pack, shards.split, modality_ids=False, labels="hf")
     lengths = np.full(plan.num_packs, seq_len, dtype=np.int64)
@@ -183,7 +182,6 @@ def _rows(
             path=path,
             dtype=shards.dtype,
             lengths=lengths,
-            end=end,
             tokenizer=tokenizer,
             fields=partial(_fields, dataset),
             loss=partial(_row_loss, dataset),

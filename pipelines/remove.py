@@ -28,7 +28,7 @@ from tokkit.failpoints import failpoint
 from tokkit.packing.store import load_plan
 from tokkit.pipelines.fingerprint import NAME as CONFIG
 from tokkit.pipelines.finish import add_counts, add_nested, folder_digest
-from tokkit.pipelines.ledger import CommitRecord
+from tokkit.pipelines.ledger import CommitRecord, sorted_counts
 from tokkit.pipelines.plan import INPUTS
 from tokkit.pipelines.progress import Progress
 from tokkit.pipelines.remove_list import TABLE_COLUMNS, Matcher, Removed, described, read_names
@@ -131,7 +131,7 @@ def remove(config: RemoveConfig, progress: Progress) -> RemoveResult:
         names_digest=fingerprint_of([sorted(names), sorted(config.fields), config.originals]),
         documents=len(found.removed),
         tokens=sum(document.tokens for document in found.removed),
-        items=_sorted(Counter(modality for document in found.removed for modality, _ in document.items)),
+        items=sorted_counts(Counter(modality for document in found.removed for modality, _ in document.items)),
     )
     with _claimed(config, removal) as finished:
         if finished:
@@ -141,11 +141,7 @@ def remove(config: RemoveConfig, progress: Progress) -> RemoveResult:
         packs = _pack(config, progress)
         _report(config, progress)
         write_atomic(config.out / "run" / UNMATCHED, "".join(f"{name}\n" for name in found.unmatched))
-    return RemoveResult(config.out, removal, _sorted(found.elsewhere), found.kept_originals, found.unmatched, packs)
-
-
-def _sorted(counts: Counter[str]) -> dict[str, int]:
-    return {str(key): counts[key] for key in sorted(counts)}
+    return RemoveResult(config.out, removal, sorted_counts(found.elsewhere), found.kept_originals, found.unmatched, packs)
 
 
 # ---- what the names stand for

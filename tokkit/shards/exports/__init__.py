@@ -28,12 +28,12 @@ from tokkit.shards.exports.payload import write_ds, write_megatron, write_olmo
 from tokkit.shards.exports.samples import write_mds, write_webdataset
 from tokkit.shards.exports.table import write_parquet
 
-Writer = Callable[[Iterator[Part], Path], Iterator[tuple[Part, list[Path]]]]
+Writer = Callable[[Iterator[Part], Path], Iterator[tuple[Part | None, list[Path]]]]
 
 
 def _one_by_one(
     write: Callable[[Part, Path], list[Path]], parts: Iterator[Part], folder: Path
-) -> Iterator[tuple[Part, list[Path]]]:
+) -> Iterator[tuple[Part | None, list[Path]]]:
     for part in parts:
         yield part, write(part, folder)
 
@@ -46,6 +46,7 @@ FORMATS: dict[str, Writer] = {
     "parquet": partial(_one_by_one, write_parquet),
     "webdataset": partial(_one_by_one, write_webdataset),
 }
-"""By name, what writes parts into a folder: it yields each part with the files that are finished by then."""
+"""By name, what writes parts into a folder: it yields each part with the files that are finished by then, and last
+None with the others."""
 
 __all__ = ["FORMATS", "Part"]

@@ -22,7 +22,6 @@ class Part:
         path: the token file: ids of ``dtype``, little endian, and nothing else.
         dtype: uint16 or int32.
         lengths: int64 [D], tokens of each sequence.
-        end: the id that ends every document.
         tokenizer: what the ids are of, for a person.
         table: the document table's columns id, source and locator of these sequences; None of packed rows.
         fields: of a range of sequences, further columns for formats that are tables: arrays with a value for each token.
@@ -33,7 +32,6 @@ class Part:
     path: Path
     dtype: np.dtype
     lengths: npt.NDArray[np.int64]
-    end: int
     tokenizer: str
     table: Callable[[], pa.Table] | None = None
     fields: Callable[[int, int], dict[str, npt.NDArray[np.generic]]] | None = None

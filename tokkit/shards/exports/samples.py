@@ -54,7 +54,7 @@ class _Shard:
     bytes: int = 0
 
 
-def write_mds(parts: Iterator[Part], folder: Path) -> Iterator[tuple[Part, list[Path]]]:
+def write_mds(parts: Iterator[Part], folder: Path) -> Iterator[tuple[Part | None, list[Path]]]:
     """``shard.NNNNN.mds`` of about 64 MiB and ``index.json``; ``input_ids`` and the packed row's fields are ndarrays of one
     dimension (of fixed size where all sequences are equally long), names are strings."""
     shards: list[dict[str, object]] = []
@@ -76,10 +76,7 @@ def write_mds(parts: Iterator[Part], folder: Path) -> Iterator[tuple[Part, list[
     index = folder / "index.json"
     with replacing(index) as temporary:
         temporary.write_text(json.dumps({"version": 2, "shards": shards}, sort_keys=True), encoding="ascii")
-    yield _NOTHING, [*last, index]
-
-
-_NOTHING = Part("", Path(), np.dtype(np.int32), np.zeros(0, dtype=np.int64), 0, "")
+    yield None, [*last, index]
 
 
 def _encoding(value: str | npt.NDArray[np.generic], fixed: int | None) -> str:
