@@ -382,10 +382,10 @@ def test_nothing_to_pack() -> None:
 
 @settings(deadline=None, max_examples=300)
 @given(st.sets(st.integers(0, 9000), max_size=5), st.integers(0, 9000))
-def test_next_residual_finds_the_lowest_set_bit(bits: set[int], low: int) -> None:
+def testnext_residual_finds_the_lowest_set_bit(bits: set[int], low: int) -> None:
     words = np.zeros((9000 >> 6) + 1, dtype=np.uint64)
     summary = np.zeros((words.size + 63) >> 6, dtype=np.uint64)
     for bit in bits:
         words[bit >> 6] |= np.uint64(1) << np.uint64(bit & 63)
         summary[bit >> 12] |= np.uint64(1) << np.uint64((bit >> 6) & 63)
-    assert kernels._next_residual(words, summary, low) == min((b for b in bits if b >= low), default=-1)
+    assert kernels.next_residual(words, summary, low) == min((b for b in bits if b >= low), default=-1)

@@ -41,7 +41,7 @@ NO_BOUND = 1 << 62
 
 
 @nb.njit(cache=True, nogil=True)
-def _next_residual(words: npt.NDArray[np.uint64], summary: npt.NDArray[np.uint64], low: int) -> int:
+def next_residual(words: npt.NDArray[np.uint64], summary: npt.NDArray[np.uint64], low: int) -> int:
     """The smallest set bit >= low, or -1. ``summary`` has a bit for every word that is not zero."""
     word = low >> 6
     bits = words[word] >> np.uint64(low & 63)
@@ -87,7 +87,7 @@ def best_fit_decreasing(counts: Array, seq_len: int, most: int = NO_BOUND) -> Ar
         item -= left
         at = item
         while left > 0:
-            residual = _next_residual(words, summary, length)
+            residual = next_residual(words, summary, length)
             parent, first, available, held = -1, 0, left, 0
             if residual < 0:
                 residual = seq_len

@@ -24,7 +24,7 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from tokkit.packing.kernels import _next_residual
+from tokkit.packing.kernels import next_residual
 from tokkit.packing.split import MAX_SEQ_LEN
 
 WINDOW, CARRY = 4096, 256
@@ -131,12 +131,12 @@ def _pack_windows(
             of_length[key] = i - begin
             _set(length_words, length_summary, key)
         closing = 0
-        key = _next_residual(length_words, length_summary, 0)
+        key = next_residual(length_words, length_summary, 0)
         while key >= 0:
             length = seq_len - key
             item = of_length[key]
             while item >= 0:
-                there = _next_residual(words, summary, length)
+                there = next_residual(words, summary, length)
                 if there < 0:
                     free_packs -= 1
                     pack = free[free_packs]
@@ -168,10 +168,10 @@ def _pack_windows(
                 item = behind[item]
             of_length[key] = -1
             _clear(length_words, length_summary, key)
-            key = _next_residual(length_words, length_summary, key + 1) if key < seq_len else -1
+            key = next_residual(length_words, length_summary, key + 1) if key < seq_len else -1
         # Close the fullest of the others, until only ``carry`` are open.
         while still - closing > carry:
-            there = _next_residual(words, summary, 0)
+            there = next_residual(words, summary, 0)
             pack = head[there]
             head[there] = following[pack]
             if head[there] < 0:
@@ -197,7 +197,7 @@ def _pack_windows(
     open_counts = np.empty(still, dtype=np.int64)
     total = 0
     k = 0
-    there = _next_residual(words, summary, 0)
+    there = next_residual(words, summary, 0)
     while there >= 0:
         pack = head[there]
         while pack >= 0:
@@ -206,7 +206,7 @@ def _pack_windows(
             total += held[pack]
             k += 1
             pack = following[pack]
-        there = _next_residual(words, summary, there + 1) if there < seq_len else -1
+        there = next_residual(words, summary, there + 1) if there < seq_len else -1
     open_documents = np.empty(total, dtype=np.int64)
     at = 0
     for k in range(still):
