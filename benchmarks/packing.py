@@ -1,6 +1,6 @@
 """Packing: time of a plan and how full its sequences are, against peers on the same lengths in the same run.
 
-    python benchmarks/bench_packing.py [--documents 1000000] [--seq-len 8192] [--trl-documents 100000] [--fill-documents 50000]
+    python benchmarks/packing.py [--documents 1000000] [--seq-len 8192] [--trl-documents 100000] [--fill-documents 50000]
 
 Lengths are lognormal (median 700, sigma 1.1, clipped to the sequence: reference (a)) or have 0 to 5 pictures of 1,026 tokens
 besides (reference (b)). Peers: best-fit-decreasing one document at a time in plain Python (a bit set held in one integer finds
