@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tokkit.packing.plan import plan_packs
@@ -52,8 +52,10 @@ CASES = st.tuples(
 )
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=600)
 @given(CASES)
+@example(([1, 40], 1, 1, []))
+@example(([1, 40, 2, 40, 3, 40, 4], 2, 12, [3]))
 def test_every_document_once_and_as_the_textbook_has_it(case: tuple[list[int], int, int, list[int]]) -> None:
     lengths, window, carry, parts = case
     packer = StreamPacker(SEQ, window=window, carry=carry)

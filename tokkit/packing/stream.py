@@ -70,7 +70,7 @@ def _pack_windows(
         documents.
     """
     # Packs and documents live in slots; what is closed gives its slots back.
-    slots = rooms.size + window
+    slots = max(rooms.size, min(carry, lengths.size)) + window  # open from before, or from the window before, and new ones
     room = np.empty(slots, dtype=np.int64)
     held = np.empty(slots, dtype=np.int64)
     first = np.empty(slots, dtype=np.int64)  # document slots, a list a pack
