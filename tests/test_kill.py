@@ -180,6 +180,7 @@ def test_neither_do_order_workers_and_queue_together(
 # ---- several processes
 
 
+@pytest.mark.slow
 def test_two_at_once_share_the_work_and_both_succeed(world: World, clean: dict[str, str], tmp_path: Path) -> None:
     out = tmp_path / "out"
     both = [world.start(out, 0) for _ in range(2)]

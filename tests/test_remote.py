@@ -252,6 +252,7 @@ def test_an_object_that_is_gone_stops_the_run_resumable(
 # ---- a store that fails
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_now_and_then_is_asked_again(world: World, store: Store, tmp_path: Path, quick: None) -> None:
     store.upload(world.corpus, "corpus")
     count = [0]
@@ -294,6 +295,7 @@ def test_a_store_that_stays_down_ends_the_command_with_75_and_the_same_command_g
     assert snapshot(tmp_path / "out") == world.clean
 
 
+@pytest.mark.slow
 def test_no_document_is_rejected_for_a_failing_store(world: World, store: Store, quick: None) -> None:
     store.upload(world.corpus, "corpus")
     for name in WHAT:

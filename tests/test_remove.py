@@ -223,6 +223,7 @@ def test_names_that_stand_for_nothing_are_told(world: World, tmp_path: Path) -> 
     assert not (tmp_path / "strict").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", ["in-coalesce", "before-manifest", "before-payload-rename:2"])
 def test_a_removal_that_is_killed_is_gone_on_with(world: World, tmp_path: Path, point: str) -> None:
     listed = tmp_path / "all.txt"

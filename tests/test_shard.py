@@ -566,6 +566,7 @@ def test_a_passing_failure_of_the_disk_rejects_nothing(
     assert snapshot(tmp_path / "out") == snapshot(clean.out)
 
 
+@pytest.mark.slow
 def test_a_unit_that_fails_in_a_worker_is_taken_up_again(
     world: World, clean: ShardResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
