@@ -119,13 +119,19 @@ def coalesce(
             remove_attempts(directory)
             shards = _write_shards(directory, _blocks(ledger, mine, split, dtype), dtype, shard_tokens, task)
             _remove_others(directory, {f.name for shard in shards for f in shard.files.values()})
-            splits[split] = Split(
-                documents=sum(r.splits[split].documents for r in mine),
-                tokens=sum(r.splits[split].tokens for r in mine),
-                tokens_by_kind=add_counts(r.splits[split].tokens_by_kind for r in mine),
-                shards=shards,
-            )
+            splits[split] = split_totals(split, mine, shards)
     return splits
+
+
+def split_totals(split: str, records: Iterable[CommitRecord], shards: list[Shard]) -> Split:
+    """What records add up to for a split, and the shards that hold it."""
+    counts = [record.splits[split] for record in records if split in record.splits]
+    return Split(
+        documents=sum(c.documents for c in counts),
+        tokens=sum(c.tokens for c in counts),
+        tokens_by_kind=add_counts(c.tokens_by_kind for c in counts),
+        shards=shards,
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,7 +27,7 @@ from tokkit.errors import DataError, TokkitError, UsageError
 from tokkit.failpoints import failpoint
 from tokkit.packing.store import load_plan
 from tokkit.pipelines.fingerprint import NAME as CONFIG
-from tokkit.pipelines.finish import add_counts, add_nested, folder_digest
+from tokkit.pipelines.finish import add_counts, add_nested, folder_digest, split_totals
 from tokkit.pipelines.ledger import CommitRecord, sorted_counts
 from tokkit.pipelines.plan import INPUTS
 from tokkit.pipelines.progress import Progress
@@ -35,7 +35,7 @@ from tokkit.pipelines.remove_list import TABLE_COLUMNS, Matcher, Removed, descri
 from tokkit.pipelines.remove_records import reject_lines, write_records
 from tokkit.pipelines.remove_shards import tables, write_split
 from tokkit.shards.manifest import NAME as MANIFEST
-from tokkit.shards.manifest import Manifest, RemovalEntry, Split, file_entry, load_manifest
+from tokkit.shards.manifest import Manifest, RemovalEntry, file_entry, load_manifest
 from tokkit.storage import exclusive, fingerprint_of, is_attempt, pretty_json, read_json, record_json, write_atomic
 
 if TYPE_CHECKING:
@@ -237,13 +237,7 @@ def _write(config: RemoveConfig, before: Manifest, found: _Found, removal: Remov
     with progress.task("remove", total=tokens, unit="tokens") as task:
         for name, split in before.splits.items():
             shards = write_split(directory, out, before, name, split, found.rows[name], task)
-            mine = [record.splits[name] for record in records if name in record.splits]
-            splits[name] = Split(
-                documents=sum(counts.documents for counts in mine),
-                tokens=sum(counts.tokens for counts in mine),
-                tokens_by_kind=add_counts(counts.tokens_by_kind for counts in mine),
-                shards=shards,
-            )
+            splits[name] = split_totals(name, records, shards)
     by_source: dict[str, list[CommitRecord]] = defaultdict(list)
     for record in records:
         by_source[record.unit.source].append(record)
