@@ -139,6 +139,7 @@ class _Attempt:
         end = min((limit for limit in limits if limit is not None), default=None)
         unit = self.planned.unit
         reader = self.task.sources[unit.source].read(unit)
+        reader.alive = self.alive
         records, seen, taken, found = iter(reader), 0.0, 0, 0
         while end is None or taken < end:
             with self.stage("read"):
@@ -156,10 +157,14 @@ class _Attempt:
             if self.only is None or position in self.only:
                 found += 1
                 self.take(record, position)
-            if time.monotonic() - self.reported > REPORT_EVERY:
-                self.reported = time.monotonic()
-                self.report(self.work.take())
+            self.alive()
         return found
+
+    def alive(self) -> None:
+        """Tell what was done since the last time: at most a few times a second."""
+        if time.monotonic() - self.reported > REPORT_EVERY:
+            self.reported = time.monotonic()
+            self.report(self.work.take())
 
     def mind(self, damage: ContainerDamage) -> None:
         if self.config.strict and self.only is None:

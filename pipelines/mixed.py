@@ -255,10 +255,17 @@ class _Comparing:
 
         def wanted() -> Iterator[Document]:
             left, told = set(stored), time.monotonic()
-            for document in source.read(planned.unit):
+
+            def alive() -> None:
+                nonlocal told
                 if time.monotonic() - told > REPORT_EVERY:
                     told = time.monotonic()
-                    report(Work())  # a sign of life
+                    report(Work())
+
+            reader = source.read(planned.unit)
+            reader.alive = alive
+            for document in reader:
+                alive()
                 if isinstance(document, Document) and (name := _escaped(document.locator)) in left:
                     left.remove(name)
                     document = self.processor.admission.admit(document)

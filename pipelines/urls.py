@@ -199,15 +199,21 @@ class UrlsTask:
     ) -> Iterator[Document | ContainerDamage]:
         """The records of a unit, with reports of what was read."""
         reader, seen, reported = source.read(planned.unit), 0.0, time.monotonic()
+
+        def alive() -> None:
+            nonlocal reported
+            if time.monotonic() - reported >= every:
+                reported = time.monotonic()
+                report(work.take())
+
+        reader.alive = alive
         for record in reader:
             yield record
             work.documents += isinstance(record, Document)
             work.at = record.locator
             work.bytes += max(0.0, reader.consumed - seen) * planned.unit.bytes
             seen = max(seen, reader.consumed)
-            if time.monotonic() - reported >= every:
-                reported = time.monotonic()
-                report(work.take())
+            alive()
         work.bytes += (1.0 - seen) * planned.unit.bytes
 
 

@@ -740,3 +740,20 @@ def test_pictures_that_come_again_scaled_otherwise_are_found(world: World, share
     anthropology = {e["locator"] + str(e["item"]) for e in across if e["locator"].startswith("anthropology")}
     assert len(anthropology) > 180  # of 187 textbook pictures
     assert result.manifest.items["image"]["duplicate"] == len(found) < 240
+
+
+def test_reading_gives_signs_of_life_in_both_passes(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that takes long to its next document (a huge compressed tar) is given what tells that it is at work."""
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(9)))
+    readers: list[UnitReader] = []
+    read = JsonlSource.read
+
+    def watched(self: JsonlSource, unit: Unit) -> UnitReader:
+        readers.append(read(self, unit))
+        return readers[-1]
+
+    monkeypatch.setattr(JsonlSource, "read", watched)
+    shard(world.config(tmp_path / "out", path, dedup=["documents"]), SILENT)
+    assert len(readers) == 2
+    assert all(reader.alive is not UnitReader.alive for reader in readers)
