@@ -258,12 +258,22 @@ def test_a_full_disk_is_told_as_such_and_leaves_no_pieces(disk: Disk) -> None:
 
 @contextmanager
 def laid_over(folder: Path) -> Iterator[None]:
-    """A read-only view of a folder in its place: permissions do not bind a superuser, a mount does."""
-    done = subprocess.run(["mount", "--bind", str(folder), str(folder)], capture_output=True, text=True, check=False)
+    """A read-only view of a folder in its place: permissions do not bind a superuser, a mount does.
+
+    The view is made beside it first, where no one can have a file open for writing, which would hold the change to read-only up.
+    """
+    view = folder.with_name(f"{folder.name}.view")
+    view.mkdir()
+    done = subprocess.run(["mount", "--bind", str(folder), str(view)], capture_output=True, text=True, check=False)
     if done.returncode:
         pytest.skip(f"no bind mounts here ({done.stderr.strip()})")
     try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(view)], check=True)
+        subprocess.run(["mount", "--bind", str(view), str(folder)], check=True)
+    finally:
+        subprocess.run(["umount", "--lazy", str(view)], check=True)
+        view.rmdir()
+    try:
         yield
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
