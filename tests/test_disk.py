@@ -260,7 +260,7 @@ def test_a_full_disk_is_told_as_such_and_leaves_no_pieces(disk: Disk) -> None:
 def laid_over(folder: Path) -> Iterator[None]:
     """A read-only view of a folder in its place: permissions do not bind a superuser, a mount does.
 
-    The view is made beside it first, where no one can have a file open for writing, which would hold the change to read-only up.
+    The view is made beside it first, where nobody can have a file open for writing, which would hold the change up.
     """
     view = folder.with_name(f"{folder.name}.view")
     view.mkdir()
