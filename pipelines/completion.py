@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tokkit
 from tokkit.dedup.decisions import Decisions
@@ -22,16 +21,17 @@ from tokkit.pipelines.dedup import FOLDER as INDEX
 from tokkit.pipelines.dedup import current_decisions
 from tokkit.pipelines.fingerprint import NAME as CONFIG
 from tokkit.pipelines.fingerprint import claimed
-from tokkit.pipelines.finish import account, add_counts, add_nested, coalesce, extrapolate, folder_digest, publish_rejects
+from tokkit.pipelines.finish import account, add_counts, add_nested, extrapolate, folder_digest, publish_rejects
 from tokkit.pipelines.leases import LeaseLostError, Leases
 from tokkit.pipelines.ledger import CommitRecord, Ledger
 from tokkit.pipelines.mixed import mixture
 from tokkit.pipelines.plan import Plan
 from tokkit.pipelines.prepare import Setup
+from tokkit.pipelines.product import Product
 from tokkit.pipelines.progress import Progress
 from tokkit.pipelines.stores import store_totals
 from tokkit.shards.manifest import NAME as MANIFEST
-from tokkit.shards.manifest import LayoutEntry, Manifest, file_entry
+from tokkit.shards.manifest import RunManifest
 from tokkit.sources.resolve import ResolvedInputs
 from tokkit.storage import fingerprint_of, record_json, remove_attempts, write_atomic
 
@@ -53,6 +53,7 @@ class Run:
     ledger: Ledger
     leases: Leases
     progress: Progress
+    product: Product
     recorded: bool = False
 
     @property
@@ -93,9 +94,9 @@ def _complete(run: Run) -> dict[str, SplitResult]:
         failpoint("after-manifest")
         if not manifest.documents.get(Outcome.COMMITTED):
             run.progress.log("no document was committed: see the reasons")
-    packs = _pack(run)
+    packs = run.product.pack(run)
     failpoint("before-report")
-    _report(run)
+    run.product.report(run)
     failpoint("after-report")
     _still_mine(run)
     for folder in (out, run.ledger.commits, run.ledger.rejects, run.ledger.poisons):
@@ -152,62 +153,40 @@ def _still_mine(run: Run) -> None:
         raise LeaseLostError
 
 
-def _assemble(run: Run, records: list[CommitRecord]) -> Manifest:
+def _assemble(run: Run, records: list[CommitRecord]) -> RunManifest:
     """Account for everything, write the shards and rejects; the manifest of these."""
     config, setup, ledger = run.config, run.setup, run.ledger
     sources = account(run.plan, records)
     mixed = mixture(run, records)
     began = claimed(config.out / CONFIG)
     _still_mine(run)
-    splits = coalesce(config.out, ledger, records, setup.vocabulary.dtype, config.shard_tokens, run.progress)
+    splits = run.product.coalesce(run, records)
     _still_mine(run)
     publish_rejects(ledger, records)
     _still_mine(run)
-    return Manifest(
-        tokkit=tokkit.__version__,
-        dtype=setup.vocabulary.dtype.name,
-        vocabulary_size=setup.vocabulary.size,
-        vocabulary_fingerprint=setup.vocabulary.fingerprint,
-        vocabulary_origin=setup.vocabulary.origin,
-        layout=LayoutEntry(image=setup.layout.image, image_grid=setup.layout.image_grid, gaps=setup.layout.gaps),
-        semantic=setup.semantic,
-        semantic_fingerprint=fingerprint_of(setup.semantic),
-        numeric=began["numeric"],
-        numeric_fingerprint=began["numeric_fingerprint"],
-        mixed=mixed,
-        tokenizers=setup.tokenizers,
-        trial=trial(config, records),
-        sources=sources,
-        stores=store_totals(run.resolved.stores, add_counts(s.images_from for s in sources)),
-        ignored=add_counts({entry.why: 1} for entry in run.resolved.ignored),
-        units=len(run.plan.units),
-        documents=add_counts(s.documents for s in sources),
-        items=add_nested(s.items for s in sources),
-        container_errors=sum(s.container_errors for s in sources),
-        splits=splits,
-        commits=folder_digest(ledger.commits),
-        rejects=folder_digest(ledger.rejects),
-        files={name: file_entry(config.out / name) for name in (CONFIG, "vocabulary.json")},
-    )
+    common: dict[str, Any] = {
+        "tokkit": tokkit.__version__,
+        "semantic": setup.semantic,
+        "semantic_fingerprint": fingerprint_of(setup.semantic),
+        "numeric": began["numeric"],
+        "numeric_fingerprint": began["numeric_fingerprint"],
+        "mixed": mixed,
+        "tokenizers": setup.tokenizers,
+        "trial": trial(config, records),
+        "sources": sources,
+        "stores": store_totals(run.resolved.stores, add_counts(s.images_from for s in sources)),
+        "ignored": add_counts({entry.why: 1} for entry in run.resolved.ignored),
+        "units": len(run.plan.units),
+        "documents": add_counts(s.documents for s in sources),
+        "items": add_nested(s.items for s in sources),
+        "container_errors": sum(s.container_errors for s in sources),
+        "splits": splits,
+        "commits": folder_digest(ledger.commits),
+        "rejects": folder_digest(ledger.rejects),
+    }
+    return run.product.manifest(run, common)
 
 
 def trial(config: ShardConfig, records: list[CommitRecord]) -> dict[str, object] | None:
     """What a trial says of the whole input; None of a run that is none."""
     return None if config.limit is None else {"limit": config.limit, **extrapolate(records)}
-
-
-def _pack(run: Run) -> dict[str, SplitResult]:
-    config = run.config
-    if config.pack is None:
-        return {}
-    from tokkit.pipelines.pack import PackConfig, pack
-
-    return pack(PackConfig(directory=config.out, seq_len=config.pack, split_policy=config.pack_split), run.progress).splits
-
-
-def _report(run: Run) -> Path | None:
-    if (run.config.out / "report.html").exists() and run.config.pack is None:
-        return None
-    from tokkit.pipelines.report import ReportConfig, write_report
-
-    return write_report(ReportConfig(directory=run.config.out, documents=run.config.report_documents), run.progress)

@@ -16,7 +16,7 @@ from tokkit.pipelines.completion import complete
 from tokkit.pipelines.fingerprint import NAME as CONFIG
 from tokkit.pipelines.progress import Progress
 from tokkit.pipelines.settings import validated
-from tokkit.pipelines.shard import ShardConfig, ShardResult, opened
+from tokkit.pipelines.shard import TOKENS, ShardConfig, ShardResult, opened
 from tokkit.shards.manifest import load_manifest
 from tokkit.storage import read_json
 
@@ -46,6 +46,6 @@ def finish(config: FinishConfig, progress: Progress) -> ShardResult:
         raise DataError(f"{job} is damaged: it holds no options")
     # What a file of the output names is not run: no document is looked at here, so no function of the user's is asked.
     options = {**recorded, "out": config.directory, "device": "cpu", "filters": []}
-    with opened(validated(ShardConfig, str(job), options), progress, recorded=True) as run:
+    with opened(validated(ShardConfig, str(job), options), progress, TOKENS, recorded=True) as run:
         packs = complete(run)
     return ShardResult(config.directory, load_manifest(config.directory), {"units": 0}, packs)

@@ -205,7 +205,7 @@ class _Attempt:
         if slot.failure is not None:
             return None
         with self.stage("decode"):
-            picture = open_picture(slot, self.config.image_tokenizer is not None, self.config.image_limits)
+            picture = open_picture(slot, self.config.takes_images, self.config.image_limits)
         if picture is None:
             return None
         self.work.images += 1

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -38,11 +38,12 @@ from tokkit.pipelines.dedup import (
     duplicate_table,
     normal_kinds,
 )
-from tokkit.pipelines.duplicates import outdated
+from tokkit.pipelines.duplicates import DuplicateTable, outdated
 from tokkit.pipelines.encoder_service import EncoderService
 from tokkit.pipelines.engine import STALL_SECONDS, run_units
 from tokkit.pipelines.fingerprint import NAME as CONFIG
 from tokkit.pipelines.fingerprint import claim_directory, claimed
+from tokkit.pipelines.finish import coalesce
 from tokkit.pipelines.inputs import announce_ignored
 from tokkit.pipelines.leases import Leases
 from tokkit.pipelines.ledger import CommitRecord, Ledger
@@ -50,13 +51,14 @@ from tokkit.pipelines.meter import Meter
 from tokkit.pipelines.mixed import admit, measure
 from tokkit.pipelines.plan import INPUTS, PlannedUnit, check_inputs, make_plan
 from tokkit.pipelines.prepare import FILTERS, Setup, prepare
+from tokkit.pipelines.product import Product
 from tokkit.pipelines.progress import Progress
 from tokkit.pipelines.settings import Size
 from tokkit.pipelines.sharing import SharedUnits
 from tokkit.pipelines.stores import index_stores, picture_stores
 from tokkit.pipelines.unit import UnitJob, load_the_same
 from tokkit.repair import Repair, normal_repairs
-from tokkit.shards.manifest import Manifest, load_manifest
+from tokkit.shards.manifest import LayoutEntry, Manifest, Split, file_entry, load_manifest
 from tokkit.sources.base import AltText, SourceOptions
 from tokkit.sources.resolve import ResolvedInputs, absolute_input, resolve_inputs
 from tokkit.storage import fingerprint_of, pretty_json, write_atomic
@@ -249,6 +251,11 @@ class ShardConfig(BaseModel):
         stores = picture_stores(self.images, self.out)
         return SourceOptions(alt_text=self.alt_text, stores=stores)
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether there are pictures in the output."""
+        return self.image_tokenizer is not None
+
 
 @dataclass(frozen=True)
 class ShardResult:
@@ -292,8 +299,8 @@ def shard(config: ShardConfig, progress: Progress) -> ShardResult:
         BudgetExceeded: too many rejects.
         VerificationError: the outcomes do not add up.
     """
-    with opened(config, progress) as run:
-        summary = _encode(run)
+    with opened(config, progress, TOKENS) as run:
+        summary = encode_units(run)
         packs = complete(run)
         return ShardResult(config.out, load_manifest(config.out), summary, packs)
 
@@ -304,23 +311,24 @@ def shard_part(config: ShardConfig, progress: Progress) -> PartResult:
     Raises:
         As :func:`shard`.
     """
-    with opened(config, progress) as run:
-        summary = _encode(run)
+    with opened(config, progress, TOKENS) as run:
+        summary = encode_units(run)
         return PartResult(config.out, len(committed(run)), len(run.plan.units), summary)
 
 
 @contextmanager
-def opened(config: ShardConfig, progress: Progress, *, recorded: bool = False) -> Iterator[Run]:
+def opened(config: ShardConfig, progress: Progress, product: Product, *, recorded: bool = False) -> Iterator[Run]:
     """Claim the output directory and plan the run, or find that done; for the length of a ``with`` block.
 
     Args:
+        product: what the run makes.
         recorded: nothing is to be encoded, so the numeric environment is the recorded one, whatever this machine's is, and the
             user's functions are not loaded.
     """
     check_dedup(config)
     resolved = resolve_inputs(config.inputs, config.source_options)
     before = claimed(config.out / CONFIG) if recorded else None
-    setup = prepare(config, resolved, None if before is None else before["semantic"].get(FILTERS, {}))
+    setup = product.prepare(config, resolved, None if before is None else before["semantic"].get(FILTERS, {}))
     if before is not None:
         setup = replace(setup, numeric=before["numeric"])
     try:
@@ -331,7 +339,7 @@ def opened(config: ShardConfig, progress: Progress, *, recorded: bool = False) -
         except (PermissionError, FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(f"{config.out} cannot be written to: {error.strerror}") from None
         with Leases(config.out / "run" / "leases", config.lease_seconds) as leases:
-            yield _planned(config, setup, resolved, leases, progress, recorded=recorded)
+            yield _planned(config, setup, resolved, leases, progress, product, recorded=recorded)
     except OSError as error:
         where, what = error.filename2 or error.filename or config.out, error.strerror or error
         raise ResumableStop(
@@ -353,7 +361,14 @@ def _claim(config: ShardConfig, setup: Setup, resolved: ResolvedInputs) -> None:
 
 
 def _planned(
-    config: ShardConfig, setup: Setup, resolved: ResolvedInputs, leases: Leases, progress: Progress, *, recorded: bool
+    config: ShardConfig,
+    setup: Setup,
+    resolved: ResolvedInputs,
+    leases: Leases,
+    progress: Progress,
+    product: Product,
+    *,
+    recorded: bool,
 ) -> Run:
     """Plan the run or take up its plan, one process at a time."""
     folder, ledger = config.out / "run", Ledger(config.out)
@@ -363,14 +378,14 @@ def _planned(
             ledger.clean()
         if not recorded:
             write_atomic(folder / "job.json", pretty_json(_job_entry(config)))
-        setup.vocabulary.save(config.out / "vocabulary.json")
+        product.begin(config.out, setup)
         plan = make_plan(resolved, folder, unit_bytes=config.unit_bytes, limit=config.limit, progress=progress)
         if resolved.stores is not None:
             index_stores(resolved.stores, progress, strict=config.strict)
         announce_ignored(resolved, progress)
         lines = (json.dumps({"path": entry.path, "why": entry.why}) + "\n" for entry in resolved.ignored)
         write_atomic(folder / "ignored.jsonl", "".join(lines))
-    return Run(config, setup, resolved, plan, ledger, leases, progress, recorded=recorded)
+    return Run(config, setup, resolved, plan, ledger, leases, progress, product, recorded=recorded)
 
 
 def _job_entry(config: ShardConfig) -> dict[str, object]:
@@ -379,9 +394,9 @@ def _job_entry(config: ShardConfig) -> dict[str, object]:
     for key in ("inputs", "images"):
         entry[key] = [absolute_input(typed) for typed in getattr(config, key)]
     entry["filters"] = [absolute_spec(spec) for spec in config.filters]
-    for key in ("vocabulary_from", "text_tokenizer", "image_tokenizer", "out"):
-        path = getattr(config, key)
-        entry[key] = None if path is None else str(path.resolve())
+    for key in type(config).model_fields:
+        if isinstance(path := getattr(config, key), Path):
+            entry[key] = str(path.resolve())
     return entry
 
 
@@ -407,7 +422,7 @@ def _encoder(run: Run, workers: int, meter: Meter) -> Iterator[EncoderService | 
         yield service
 
 
-def _encode(run: Run) -> dict[str, object]:
+def encode_units(run: Run) -> dict[str, object]:
     """Do the units that are not done, with whoever else is at work on them; returns this process's summary."""
     told = f"{run.config.out} is complete already"
     if not run.complete:
@@ -465,21 +480,10 @@ def _to_do(run: Run, records: Mapping[int, CommitRecord]) -> list[PlannedUnit]:
 
 def _do(run: Run, missing: list[PlannedUnit], workers: int, meter: Meter, decisions: Decisions | None) -> None:
     """Do units, under what is decided about duplicates, where these are looked for."""
-    setup = run.setup
-    job = UnitJob(
-        run.config,
-        run.plan.sources,
-        setup.vocabulary,
-        setup.layout,
-        setup.device,
-        fingerprint_of(setup.numeric),
-        None if decisions is None else duplicate_table(run),
-        fingerprints={kind: entry.fingerprint for kind, entry in setup.tokenizers.items()},
-        filters=setup.filters,
-    )
+    job = run.product.job(run, None if decisions is None else duplicate_table(run))
     with _encoder(run, min(workers, len(missing)), meter) as service:
         run_units(
-            job if service is None else replace(job, encoder=service.endpoint, preprocessing=setup.preprocessing),
+            job if service is None else replace(job, encoder=service.endpoint, preprocessing=run.setup.preprocessing),
             missing,
             workers,
             meter.report,
@@ -490,3 +494,65 @@ def _do(run: Run, missing: list[PlannedUnit], workers: int, meter: Meter, decisi
             alone=job,
             lost=meter.lost,
         )
+
+
+# ---- the product
+
+
+class TokenShards:
+    """Token shards, as a :class:`~tokkit.pipelines.product.Product`."""
+
+    def prepare(self, config: ShardConfig, resolved: ResolvedInputs, filters: dict[str, str] | None) -> Setup:
+        return prepare(config, resolved, filters)
+
+    def begin(self, out: Path, setup: Setup) -> None:
+        setup.vocabulary.save(out / "vocabulary.json")
+
+    def job(self, run: Run, duplicates: DuplicateTable | None) -> UnitJob:
+        setup = run.setup
+        return UnitJob(
+            run.config,
+            run.plan.sources,
+            setup.vocabulary,
+            setup.layout,
+            setup.device,
+            fingerprint_of(setup.numeric),
+            duplicates,
+            fingerprints={kind: entry.fingerprint for kind, entry in setup.tokenizers.items()},
+            filters=setup.filters,
+        )
+
+    def coalesce(self, run: Run, records: list[CommitRecord]) -> dict[str, Split]:
+        config = run.config
+        return coalesce(config.out, run.ledger, records, run.setup.vocabulary.dtype, config.shard_tokens, run.progress)
+
+    def manifest(self, run: Run, common: Mapping[str, Any]) -> Manifest:
+        vocabulary, layout = run.setup.vocabulary, run.setup.layout
+        return Manifest(
+            **common,
+            dtype=vocabulary.dtype.name,
+            vocabulary_size=vocabulary.size,
+            vocabulary_fingerprint=vocabulary.fingerprint,
+            vocabulary_origin=vocabulary.origin,
+            layout=LayoutEntry(image=layout.image, image_grid=layout.image_grid, gaps=layout.gaps),
+            files={name: file_entry(run.config.out / name) for name in (CONFIG, "vocabulary.json")},
+        )
+
+    def pack(self, run: Run) -> dict[str, SplitResult]:
+        config = run.config
+        if config.pack is None:
+            return {}
+        from tokkit.pipelines.pack import PackConfig, pack
+
+        return pack(PackConfig(directory=config.out, seq_len=config.pack, split_policy=config.pack_split), run.progress).splits
+
+    def report(self, run: Run) -> None:
+        config = run.config
+        if (config.out / "report.html").exists() and config.pack is None:
+            return
+        from tokkit.pipelines.report import ReportConfig, write_report
+
+        write_report(ReportConfig(directory=config.out, documents=config.report_documents), run.progress)
+
+
+TOKENS = TokenShards()

@@ -32,10 +32,10 @@ from tokkit.pipelines.admission import Admission
 from tokkit.pipelines.assembly import Given, Pending, Slot, codes_of, join_texts, open_picture, verdict, with_document
 from tokkit.pipelines.batching import BatchEncoder, ImageBatcher, LocalEncoder
 from tokkit.pipelines.duplicates import DuplicateTable
-from tokkit.pipelines.ledger import CommitRecord, Ledger, Tally, sorted_counts, unit_entry
+from tokkit.pipelines.ledger import CommitRecord, Ledger, SplitCounts, Tally, sorted_counts, unit_entry
 from tokkit.pipelines.plan import PlannedUnit, check_unchanged
 from tokkit.pipelines.work import Report, Work
-from tokkit.pipelines.writing import DocumentWriter, Sink
+from tokkit.pipelines.writing import DocumentWriter, PayloadWriter, Sink
 from tokkit.ragged import split_rows
 from tokkit.sequences import Sequences, encode_documents, encode_texts
 from tokkit.shards.native import ShardWriter
@@ -123,16 +123,20 @@ class UnitProcessor:
 
     def process(self, planned: PlannedUnit, report: Report) -> CommitRecord:
         """Read a unit and commit it; calls ``report`` now and then with the work done since the last call."""
-        with closing(_Attempt(self, planned, report)) as attempt:
+        with closing(self.attempt(planned, report)) as attempt:
             return attempt.run()
 
     def probe(self, planned: PlannedUnit, report: Report, first: int, last: int) -> int:
         """Do everything but the commit to the documents at ``[first, last)`` of a unit; returns how many there were."""
-        with closing(_Attempt(self, planned, report, range(first, last))) as attempt:
+        with closing(self.attempt(planned, report, range(first, last))) as attempt:
             return attempt.probe()
 
+    def attempt(self, planned: PlannedUnit, report: Report, only: range | None = None) -> Attempt:
+        """One attempt at a unit, or at the documents ``only`` of it."""
+        return Attempt(self, planned, report, only)
 
-class _Attempt:
+
+class Attempt:
     """The state of one attempt at one unit, or, with ``only``, at these documents of it."""
 
     def __init__(self, processor: UnitProcessor, planned: PlannedUnit, report: Report, only: range | None = None) -> None:
@@ -163,8 +167,7 @@ class _Attempt:
 
     def run(self) -> CommitRecord:
         check_unchanged(self.source, self.unit)
-        with ShardWriter(self.processor.ledger.payloads, self.job.vocabulary.dtype, index=False) as shard:
-            self.write_to(shard)
+        with self.payload() as shard:
             consumed = self.read()
             self.encode_rest()
             self.drain(0)
@@ -182,14 +185,20 @@ class _Attempt:
         self.report(self.work.take())
         return record
 
+    @contextmanager
+    def payload(self) -> Iterator[PayloadWriter]:
+        """What writes the files of the unit's payload; left without ``finish``, it removes what it has written."""
+        with ShardWriter(self.processor.ledger.payloads, self.job.vocabulary.dtype, index=False) as shard:
+            self.write_to(shard)
+            yield shard
+
     def write_to(self, sink: Sink) -> None:
         """Where the documents go."""
         self.writer = DocumentWriter(self.config, self.planned.index, sink)
 
     def probe(self) -> int:
         """Go through the motions with the documents of ``only``; what is written is removed."""
-        with ShardWriter(self.processor.ledger.payloads, self.job.vocabulary.dtype, index=False) as shard:
-            self.write_to(shard)
+        with self.payload():
             self.read()
             self.encode_rest()
             self.drain(0)
@@ -373,6 +382,10 @@ class _Attempt:
         batch = [self.pending.popleft() for _ in range(ready)]
         self.media -= sum(len(p.slots) for p in batch)
         self.characters -= sum(p.characters for p in batch)
+        self.compose(batch)
+
+    def compose(self, batch: Sequence[Pending]) -> None:
+        """Write documents whose pictures are all encoded."""
         parts = [join_texts(p.segments, self.config.text_joiner, self.config.missing_image) for p in batch]
         try:
             self.write(batch, self.sequences(parts))
@@ -415,6 +428,10 @@ class _Attempt:
         self.rejected_in_a_row = 0
         self.work.kinds.update(kinds)
 
+    def counts(self) -> dict[str, SplitCounts]:
+        """What was written so far, by split."""
+        return self.writer.counts()
+
     def record(self, payload: dict, census: Census, consumed: float) -> CommitRecord:
         return CommitRecord(
             unit=unit_entry(self.planned.index, self.unit, self.source.format),
@@ -427,7 +444,7 @@ class _Attempt:
             counted_items=census.items,
             counted_others=census.others,
             consumed=round(consumed, 9),
-            splits=self.writer.counts(),
+            splits=self.counts(),
             numeric=self.job.numeric,
             decisions=self.duplicates.digest if self.duplicates is not None else None,
             images_from=sorted_counts(+self.tally.images_from),
@@ -468,7 +485,7 @@ def encode_again(
     Returns:
         ids and row of each that would be committed, as they are stored; and, by locator, why the others would not.
     """
-    attempt, kept = _Attempt(processor, planned, report), _Kept()
+    attempt, kept = Attempt(processor, planned, report), _Kept()
     attempt.write_to(kept)
     for document in documents:
         attempt.take(document, duplicates.get(document.locator, {}))

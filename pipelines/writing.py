@@ -15,6 +15,7 @@ import pyarrow as pa
 from tokkit.documents import Document
 from tokkit.pipelines.ledger import SplitCounts, sorted_counts
 from tokkit.sequences import Column, Sequences
+from tokkit.shards.manifest import ShardFile
 from tokkit.shards.native import document_table
 
 if TYPE_CHECKING:
@@ -26,6 +27,13 @@ class Sink(Protocol):
 
     def extend(self, ids: npt.NDArray[np.integer], table: pa.Table) -> None:
         """Take documents: their tokens one after another, and their rows."""
+
+
+class PayloadWriter(Protocol):
+    """What writes the files of a unit's payload."""
+
+    def finish(self, name: str | None = None, *, prefix: str = "") -> dict[str, ShardFile]:
+        """Give the files their names; see :meth:`tokkit.shards.native.ShardWriter.finish`."""
 
 
 @dataclass(slots=True)

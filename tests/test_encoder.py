@@ -242,13 +242,13 @@ def test_a_picture_does_not_keep_all_texts_behind_it_waiting(
     image = Document("p", "s", "f:p", (Image(picture(3), "p"), Text("a picture")), pair=True)
     documents = [*texts[:before], image, *texts[before:]]
     waited: list[int] = []
-    drain = unit._Attempt.drain
+    drain = unit.Attempt.drain
 
-    def drained(attempt: unit._Attempt, at_least: int) -> None:
+    def drained(attempt: unit.Attempt, at_least: int) -> None:
         drain(attempt, at_least)
         waited.append(len(attempt.pending))
 
-    monkeypatch.setattr(unit._Attempt, "drain", drained)
+    monkeypatch.setattr(unit.Attempt, "drain", drained)
     config = world.config(tmp_path / "out")
     with ExitStack() as stack:
         setup = prepare(config, resolve_inputs(config.inputs))

@@ -186,7 +186,7 @@ def test_the_same_history_gives_the_same_bytes(world: World, tmp_path: Path) -> 
     def stop(*arguments: object, **options: object) -> None:
         raise StopError
 
-    for place in ("tokkit.pipelines.shard.run_units", "tokkit.pipelines.completion.coalesce"):
+    for place in ("tokkit.pipelines.shard.run_units", "tokkit.pipelines.shard.coalesce"):
         with upgraded(pixels=3), pytest.MonkeyPatch.context() as patch:
             patch.setattr(place, stop)
             with pytest.raises(StopError):

@@ -352,6 +352,7 @@ def test_a_run_that_is_cut_short_at_its_end_goes_on(
     import tokkit.pipelines.completion
     import tokkit.pipelines.pack
     import tokkit.pipelines.report
+    import tokkit.pipelines.shard
     from tokkit.shards.native import ShardWriter
 
     def fault(*args: object, **kwargs: object) -> None:
@@ -371,7 +372,7 @@ def test_a_run_that_is_cut_short_at_its_end_goes_on(
         elif step in ("pack", "write_report"):
             patch.setattr(getattr(tokkit.pipelines, {"pack": "pack", "write_report": "report"}[step]), step, fault)
         else:
-            patch.setattr(tokkit.pipelines.completion, step, fault)
+            patch.setattr(tokkit.pipelines.shard if step == "coalesce" else tokkit.pipelines.completion, step, fault)
         with pytest.raises(StopError):
             world.run(tmp_path / "out")
     world.run(tmp_path / "out")
@@ -425,13 +426,13 @@ def test_documents_keep_their_order_while_a_picture_waits_for_its_batch(world: W
 
 
 def test_a_commit_whose_payload_is_lost_is_done_again(world: World, clean: ShardResult, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    import tokkit.pipelines.completion
+    import tokkit.pipelines.shard
 
     def fault(*args: object) -> None:
         raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr(tokkit.pipelines.completion, "coalesce", fault)
+        patch.setattr(tokkit.pipelines.shard, "coalesce", fault)
         with pytest.raises(StopError):
             world.run(tmp_path / "out")
     payloads = sorted((tmp_path / "out" / "run" / "payloads").glob("00002-*.bin"))
@@ -441,13 +442,13 @@ def test_a_commit_whose_payload_is_lost_is_done_again(world: World, clean: Shard
 
 
 def test_a_payload_that_changed_on_disk_is_noticed(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tokkit.pipelines.completion
+    import tokkit.pipelines.shard
 
     def fault(*args: object) -> None:
         raise StopError
 
     with monkeypatch.context() as patch:
-        patch.setattr(tokkit.pipelines.completion, "coalesce", fault)
+        patch.setattr(tokkit.pipelines.shard, "coalesce", fault)
         with pytest.raises(StopError):
             world.run(tmp_path / "out")
     payload = sorted((tmp_path / "out" / "run" / "payloads").glob("00002-*.bin"))[0]
@@ -481,7 +482,7 @@ def test_another_tokenizer_is_refused(world: World, clean: ShardResult, tmp_path
 
 
 def test_changed_and_missing_input_is_noticed(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tokkit.pipelines.completion
+    import tokkit.pipelines.shard
 
     def fault(*args: object) -> None:
         raise StopError
@@ -490,7 +491,7 @@ def test_changed_and_missing_input_is_noticed(world: World, tmp_path: Path, monk
     shutil.copyfile(tmp_path / "texts" / "a.jsonl.gz", tmp_path / "texts" / "b.jsonl.gz")
     options = {"inputs": [str(tmp_path / "texts")]}
     with monkeypatch.context() as patch:
-        patch.setattr(tokkit.pipelines.completion, "coalesce", fault)
+        patch.setattr(tokkit.pipelines.shard, "coalesce", fault)
         with pytest.raises(StopError):
             world.run(tmp_path / "out", **options)
     (tmp_path / "texts" / "b.jsonl.gz").unlink()
@@ -644,13 +645,13 @@ def test_the_summary_tells_what_was_committed_and_apart_what_was_lost(
 def test_a_full_disk_at_the_end_leaves_the_run_resumable(
     world: World, clean: ShardResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tokkit.pipelines.completion
+    import tokkit.pipelines.shard
 
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tokkit.pipelines.completion, "coalesce", full)
+        patch.setattr(tokkit.pipelines.shard, "coalesce", full)
         with pytest.raises(ResumableStop, match="No space left on device"):
             world.run(tmp_path / "out")
     world.run(tmp_path / "out")

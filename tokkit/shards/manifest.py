@@ -187,8 +187,8 @@ class RemovalEntry(_Model):
     items: Counts
 
 
-class Manifest(_Model):
-    """The content of ``manifest.json``.
+class RunManifest(_Model):
+    """What the manifest of every product says of its run.
 
     Attributes:
         semantic: fingerprint of everything that decides the output, and its components.
@@ -197,21 +197,14 @@ class Manifest(_Model):
         trial: where the run was one of ``--limit N``, how much of the input it saw; such a directory is a sample.
         stores: the picture stores of ``--images``.
         ignored: files of the input folders that belong to no source, counted by why (each is in ``run/ignored.jsonl``).
-        vocabulary_origin: ``built``, or the released model whose ids these are.
         commits, rejects: SHA-256 over the names and checksums of those folders' files.
-        removals: what was taken out of it since the run, version by version; its documents are ``filtered`` as ``removed``.
-        files: the files beside the manifest that it vouches for (``config.json``, ``vocabulary.json``), by name.
+        files: the files beside the manifest that it vouches for (such as ``config.json``), by name.
         digest: SHA-256 of all of the above (:func:`tokkit.storage.digest_of`); set where the manifest is written.
     """
 
-    format: Annotated[str, Field(pattern=f"^{FORMAT}$")] = FORMAT
-    version: int = VERSION
+    format: str
+    version: int
     tokkit: str
-    dtype: str
-    vocabulary_size: int
-    vocabulary_fingerprint: str
-    vocabulary_origin: str = "built"
-    layout: LayoutEntry
     semantic: dict[str, object]
     semantic_fingerprint: str
     numeric: dict[str, object]
@@ -229,9 +222,26 @@ class Manifest(_Model):
     splits: dict[str, Split]
     commits: str
     rejects: str
-    removals: list[RemovalEntry] = Field(default_factory=list)
     files: dict[str, ShardFile] = Field(default_factory=dict)
     digest: str = ""
+
+
+class Manifest(RunManifest):
+    """The content of ``manifest.json`` beside token shards.
+
+    Attributes:
+        vocabulary_origin: ``built``, or the released model whose ids these are.
+        removals: what was taken out of it since the run, version by version; its documents are ``filtered`` as ``removed``.
+    """
+
+    format: Annotated[str, Field(pattern=f"^{FORMAT}$")] = FORMAT
+    version: int = VERSION
+    dtype: str
+    vocabulary_size: int
+    vocabulary_fingerprint: str
+    vocabulary_origin: str = "built"
+    layout: LayoutEntry
+    removals: list[RemovalEntry] = Field(default_factory=list)
 
 
 def file_entry(path: Path) -> ShardFile:
