@@ -1,1 +1,2 @@
-"""Tokenizers: text (:mod:`tokkit.tokenizers.text`) and pictures (:mod:`tokkit.tokenizers.image`), to codes and back."""
+"""Tokenizers: text (:mod:`tokkit.tokenizers.text`), pictures (:mod:`tokkit.tokenizers.image`) and sound
+(:mod:`tokkit.tokenizers.audio`), to codes and back."""
