@@ -13,7 +13,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
@@ -25,7 +25,7 @@ from torch import Tensor
 from tokkit.errors import DataError, UsageError
 
 # Where released files keep the weights, in the order of preference; an EMA copy is taken only if asked for.
-CONTAINERS = ("state_dict", "model")
+CONTAINERS = ("state_dict", "model", "best_state")
 
 # What a folder of Hugging Face's is entered by, in the order of preference.
 FOLDER_FILES = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
@@ -43,6 +43,7 @@ class Checkpoint:
         names: of the tensors.
         beside: names of everything else in the file: entries beside the weights, and what is no tensor among them.
         read: the tensors of some names; a safetensors file is not read before.
+        texts: the entries beside the weights that are text (audiocraft keeps its configuration in one).
     """
 
     path: Path
@@ -50,6 +51,7 @@ class Checkpoint:
     names: tuple[str, ...]
     beside: tuple[str, ...]
     read: Reader
+    texts: Mapping[str, str] = field(default_factory=dict)
 
 
 def open_checkpoint(path: Path, weights: str | None = None, unsafe_pickle: bool = False) -> Checkpoint:
@@ -151,7 +153,8 @@ def _from_pickle(path: Path, file: Path, weights: str | None, unsafe_pickle: boo
     names = tuple(name for name, value in named.items() if isinstance(value, Tensor))
     beside = [str(key) for key in content if entry and key != entry]
     beside += [name for name, value in named.items() if not isinstance(value, Tensor)]
-    return Checkpoint(path, entry, names, tuple(beside), lambda wanted: {name: named[name] for name in wanted})
+    texts = {str(key): value for key, value in content.items() if isinstance(value, str)}
+    return Checkpoint(path, entry, names, tuple(beside), lambda wanted: {name: named[name] for name in wanted}, texts)
 
 
 def _weights(file: Path, content: Mapping[Any, Any], wanted: str | None) -> tuple[str, Mapping[Any, Any]]:
