@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
 
 # Raised whenever tokkit itself would write other bytes for the same input and options.
-CODE_VERSION = 1
+CODE_VERSION = 2
 
 NAME = "config.json"
 TEXT_ENGINES = ("gigatoken",)  # packages that may encode text in the library's place

@@ -2,9 +2,9 @@
 
 A document is ``begin_document``, its spans end to end, ``end_document``. Within a span of text every id is one of the text
 block; within a picture or sound every place asks for one certain id (a marker, a size), or for an id of one codebook. What a
-picture of a given shape looks like is learned from :func:`tokkit.interleave.encode`, once a shape. For a block of documents
-this gives an array of what is expected, which is compared with what is there; no document is looked at one by one. About 60
-bytes a token are needed meanwhile.
+picture of a given shape looks like is learned from :func:`tokkit.interleave.encode`, once a shape, and what stands where in a
+sound from :func:`tokkit.audio_layouts.places`. For a block of documents this gives an array of what is expected, which is
+compared with what is there; no document is looked at one by one. About 60 bytes a token are needed meanwhile.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tokkit.audio_layouts import longest_delay, places
 from tokkit.errors import VocabularyError
 from tokkit.interleave import ImageCodes, ImageGap, Layout, encode
 from tokkit.pipelines.findings import Code
-from tokkit.vocabulary import MODALITIES, UnifiedVocabulary
+from tokkit.vocabulary import AUDIO_PAD, MODALITIES, UnifiedVocabulary
 
 TEXT, IMAGE, AUDIO = (MODALITIES.index(name) for name in ("text", "image", "audio"))
 UNKNOWN = 255
@@ -126,6 +127,9 @@ class SpanChecker:
             IMAGE: np.array([vocabulary.blocks.index(b) for b in vocabulary.codebooks("image")], dtype=np.int16),
             AUDIO: np.array([vocabulary.blocks.index(b) for b in vocabulary.codebooks("audio")], dtype=np.int16),
         }
+        known, delays = len(self.books[AUDIO]), layout.audio_delays
+        self._most_books = min(known, len(delays)) if layout.audio == "delay" and delays else known
+        self._late = [longest_delay(layout.audio, delays, books) for books in range(1, self._most_books + 1)]
         self._templates: dict[tuple[int, int, int], _Template] = {}
 
     def check(self, ids: npt.NDArray[np.integer], lengths: Ints, spans: SpanColumns) -> Iterator[Finding]:
@@ -184,7 +188,8 @@ class SpanChecker:
             np.flatnonzero(image & (wanted != spans.length)),
         )
         body, books = spans.length - 2, np.maximum(spans.codebooks, 1)
-        wrong = (spans.codebooks < 1) | (spans.codebooks > len(self.books[AUDIO])) | (body < 1) | (body % books != 0)
+        wrong = (spans.codebooks < 1) | (spans.codebooks > self._most_books) | (body < 1) | (body % books != 0)
+        wrong |= body // books <= np.array([0, *self._late])[np.where(wrong, 0, spans.codebooks)]
         yield (
             lambda row: (
                 f"its spans state other shapes than its tokens have: a sound of {spans.codebooks[row]} codebooks in "
@@ -254,14 +259,14 @@ class SpanChecker:
             length = spans.length[rows] - 2
             exact[start[rows]] = self.vocabulary.marker("begin_audio")
             exact[start[rows] + length + 1] = self.vocabulary.marker("end_audio")
-            offset = ranges(length)
-            owner[np.repeat(start[rows] + 1, length) + offset] = self.books[AUDIO][
-                offset % np.repeat(spans.codebooks[rows], length)
-            ]
+            self._expect_sounds(start[rows] + 1, spans.codebooks[rows], length, owner, exact)
         return owner, exact
 
-
-def ranges(lengths: Ints) -> Ints:
-    """0..n-1 for each n, one after another."""
-    ends = np.cumsum(lengths)
-    return np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - lengths, lengths)
+    def _expect_sounds(self, start: Ints, books: Ints, length: Ints, owner: np.ndarray, exact: np.ndarray) -> None:
+        """What the codes of sounds must be: sounds of one shape at a time, of which a corpus of clips may have many."""
+        for count, size in np.unique(np.stack([books, length], axis=1), axis=0).tolist():
+            book, frame = places(self.layout.audio, self.layout.audio_delays, count, size // count)
+            place = start[(books == count) & (length == size), None] + np.arange(size)
+            owner[place] = self.books[AUDIO][book]
+            if self.layout.audio == "delay":
+                exact[place] = np.where(frame < 0, self.vocabulary.encode(AUDIO_PAD, book), np.int32(-1))

@@ -13,7 +13,7 @@ from tokkit.pipelines.findings import ADVICE, Code
 from tokkit.pipelines.verify_once import Once
 from tokkit.pipelines.verify_spans import Finding, SpanChecker, SpanColumns
 from tokkit.shards.spans import SPAN_TYPE, span_to_dict
-from tokkit.vocabulary import MARKERS, Block, UnifiedVocabulary
+from tokkit.vocabulary import AUDIO_PAD, MARKERS, Block, UnifiedVocabulary
 
 HASH = "0123456789abcdef" * 2
 CODES = 5
@@ -27,6 +27,7 @@ def vocabulary(image_books: int, audio_books: int) -> UnifiedVocabulary:
     for modality, count in (("image", image_books), ("audio", audio_books)):
         for book in range(count):
             blocks.append(Block(modality, book, CODES, start=position + 9 + CODES * (len(blocks) - 2)))
+    blocks.append(Block(AUDIO_PAD, 0, audio_books, start=position + 9 + CODES * (len(blocks) - 2)))
     spelled = {character: i for i, character in enumerate("0123456789*")}
     return UnifiedVocabulary(128, blocks, markers, origin="test", spelled=spelled)
 
@@ -34,7 +35,10 @@ def vocabulary(image_books: int, audio_books: int) -> UnifiedVocabulary:
 @st.composite
 def documents(draw: st.DrawFn) -> tuple[UnifiedVocabulary, Layout, list[list[Part]]]:
     books, sounds = draw(st.integers(1, 3)), draw(st.integers(1, 3))
-    layout = Layout(draw(st.sampled_from(["plain", "rows", "grid", "emu3"])))
+    image = draw(st.sampled_from(["plain", "rows", "grid", "emu3"]))
+    audio = draw(st.sampled_from(["flat", "book_major", "delay"]))
+    delays = draw(st.sampled_from([(), (0, 1, 1), (2, 0, 3)])) if audio == "delay" else ()
+    layout = Layout(image, audio=audio, audio_delays=delays)
     codes = st.integers(0, CODES - 1)
 
     def array(*shape: int) -> np.ndarray:

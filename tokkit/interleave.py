@@ -17,7 +17,8 @@ is kept; only for pairs (a picture with its caption) may the order be chosen. Im
 A picture that is missing may have its place kept (:attr:`Layout.gaps`): ``begin_image, end_image`` with nothing between them,
 in any layout.
 
-Audio spans are frame by frame, all codebooks of a frame in order; pictures of several codebooks likewise, position by position.
+Sounds run from ``begin_audio`` to ``end_audio``, in one of the orders of :mod:`tokkit.audio_layouts`. Pictures of several
+codebooks are position by position, all codebooks of one in turn.
 
 :func:`decode` is exact: a sequence that :func:`encode` cannot have made raises :class:`~tokkit.errors.MalformedSequence`, which
 names the token and what is wrong with it.
@@ -33,9 +34,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from tokkit import audio_layouts
+from tokkit.audio_layouts import AudioLayout, MisplacedCodeError
 from tokkit.documents import Document, Segment, Text
 from tokkit.errors import MalformedSequence, VocabularyError
-from tokkit.vocabulary import GRID, Ids, UnifiedVocabulary
+from tokkit.vocabulary import AUDIO_PAD, GRID, Ids, UnifiedVocabulary
 
 ImageLayout = Literal["plain", "rows", "grid", "emu3"]
 PairOrder = Literal["image-first", "text-first", "random"]
@@ -49,11 +52,15 @@ class Layout:
         image: see the module's docstring.
         image_grid: (height, width) of every picture, where all are alike and not square; only for ``plain``.
         gaps: the place of a missing picture may be kept, by its markers alone.
+        audio: see :mod:`tokkit.audio_layouts`.
+        audio_delays: of ``delay``, the steps by which each codebook is late; empty for 0, 1, 2...
     """
 
     image: ImageLayout = "plain"
     image_grid: tuple[int, int] | None = None
     gaps: bool = False
+    audio: AudioLayout = "flat"
+    audio_delays: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,12 +86,20 @@ class ImageCodes:
 
 @dataclass(frozen=True, eq=False)
 class AudioCodes:
-    """A sound as codes, int32 [K, T] (K codebooks, T frames), its length in samples at ``sample_rate``, and its item hash."""
+    """A sound as codes, int32 [K, T] (K codebooks, T frames).
+
+    Attributes:
+        sample_rate, samples: its length, before it was encoded.
+        item_hash: of what it was made from.
+        scales: what the tokenizer divided each of its segments by, where it does so.
+    """
 
     codes: Ids
     sample_rate: int = 0
     samples: int = 0
     item_hash: str = ""
+    scales: tuple[float, ...] = ()
+    loss: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +120,7 @@ class Span:
         codebooks: number of codebooks (0 for text, and for a missing picture of which only the markers stand there).
         grid_height, grid_width: of a picture that is there, else 0.
         samples, sample_rate: of a sound, else 0.
+        scales: of a sound whose tokenizer divides its segments by something, one each; else empty.
         item_hash: SHA-256 (first 32 digits) of the encoded file it was made from; empty for text and for a missing picture.
         loss: whether a trainer should learn to predict it.
     """
@@ -119,6 +135,7 @@ class Span:
     sample_rate: int = 0
     item_hash: str = ""
     loss: bool = True
+    scales: tuple[float, ...] = ()
 
 
 def order_segments(document: Document, pair_order: PairOrder, seed: int) -> tuple[Segment, ...]:
@@ -169,7 +186,7 @@ def encode(parts: Iterable[Part], vocabulary: UnifiedVocabulary, layout: Layout)
             ids = np.array([vocabulary.marker("begin_image"), vocabulary.marker("end_image")], dtype=np.int32)
             span = Span("image", position, 2, loss=False)
         else:
-            ids = _encode_audio(part, vocabulary)
+            ids = _encode_audio(part, vocabulary, layout)
             span = Span(
                 "audio",
                 position,
@@ -178,6 +195,8 @@ def encode(parts: Iterable[Part], vocabulary: UnifiedVocabulary, layout: Layout)
                 samples=part.samples,
                 sample_rate=part.sample_rate,
                 item_hash=part.item_hash,
+                loss=part.loss,
+                scales=part.scales,
             )
         if len(ids):
             pieces.append(ids)
@@ -249,16 +268,17 @@ def spell(text: str, vocabulary: UnifiedVocabulary) -> Ids:
         raise VocabularyError(f"this vocabulary ({vocabulary.origin}) cannot spell {error.args[0]!r}") from None
 
 
-def _encode_audio(part: AudioCodes, vocabulary: UnifiedVocabulary) -> Ids:
+def _encode_audio(part: AudioCodes, vocabulary: UnifiedVocabulary, layout: Layout) -> Ids:
     count, frames = part.codes.shape
     books = vocabulary.codebooks("audio")
     if not 1 <= count <= len(books):
         raise VocabularyError(f"a sound of {count} codebooks; the vocabulary has {len(books)}")
     if frames < 1:
         raise VocabularyError("a sound without frames")
-    body = np.stack([vocabulary.encode("audio", part.codes[k], k) for k in range(count)], axis=-1)  # [T, K]
-    ends = _one(vocabulary.marker("begin_audio")), _one(vocabulary.marker("end_audio"))
-    return np.concatenate([ends[0], body.reshape(-1), ends[1]])
+    if layout.audio_delays and count > len(layout.audio_delays):
+        raise VocabularyError(f"a sound of {count} codebooks; the layout has delays of {len(layout.audio_delays)}")
+    body = audio_layouts.write(part.codes, vocabulary, layout.audio, layout.audio_delays)
+    return np.concatenate([_one(vocabulary.marker("begin_audio")), body, _one(vocabulary.marker("end_audio"))])
 
 
 # ---- reading
@@ -427,20 +447,19 @@ class _Reader:
 
     def audio(self) -> AudioCodes:
         begin, self.at = self.at, self.at + 1
-        available = len(self.vocabulary.codebooks("audio"))
-        end = self.run([self.vocabulary.block_index("audio", k) for k in range(available)])
+        blocks = [self.vocabulary.block_index("audio", k) for k in range(len(self.vocabulary.codebooks("audio")))]
+        if self.layout.audio == "delay" and self.vocabulary.codebooks(AUDIO_PAD):
+            blocks.append(self.vocabulary.block_index(AUDIO_PAD))
+        end = self.run(blocks)
         if end == self.at:
             raise self.fail(end, f"audio code in the sound that begins at token {begin}")
-        # The first frame says how many codebooks are used: they come in order until codebook 0 returns.
-        first = self.vocabulary.block_index("audio", 0)
-        again = np.flatnonzero(self.owner[self.at + 1 : end] == first)
-        count = int(again[0]) + 1 if again.size else end - self.at
-        if count > available:
-            raise self.fail(self.at + available, "audio codebook 0")
-        body = self.codes("audio", end, count)
+        try:
+            codes = audio_layouts.read(self.ids[self.at : end], self.vocabulary, self.layout.audio, self.layout.audio_delays)
+        except MisplacedCodeError as error:
+            raise self.fail(self.at + error.place, error.expected) from None
         self.at = end
         self.close("end_audio", f"audio code or end_audio of the sound that begins at token {begin}")
-        return AudioCodes(np.ascontiguousarray(body.T))
+        return AudioCodes(codes)
 
     def close(self, marker: str, expected: str) -> None:
         if not self.is_marker(marker):

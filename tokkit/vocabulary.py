@@ -5,7 +5,8 @@ table, and names a few *markers*. It is explicit in ``vocabulary.json``: ids are
 
 Built new (:meth:`UnifiedVocabulary.build`)::
 
-    [text ids as the text tokenizer has them][markers][grid sizes][image codebooks...][audio codebooks...][unused, to 128]
+    [text ids as the text tokenizer has them][markers][grid sizes][image codebooks...][audio codebooks...][audio pads]
+    [unused, to a multiple of 128]
 
 Taken from a released model (:mod:`tokkit.released_vocabularies`), media codes and markers stand *inside* the text tokenizer's
 own id range: the text block then covers the whole range and every id that a block or a marker claims is not text
@@ -42,6 +43,7 @@ MARKERS = (
 # Markers that only released models have: where a picture's codes begin after its size in writing, and where a frame ends.
 RELEASED_MARKERS = ("begin_codes", "frame_end")
 GRID = "grid"  # the block of grid sizes: code n stands for a side of n + 1 positions
+AUDIO_PAD = "audio_pad"  # the block of pads: code k stands where a delayed audio codebook k has no code
 FORMAT = "tokkit-vocabulary"
 VERSION = 1
 
@@ -53,7 +55,7 @@ class Block:
     """The ids of one codebook.
 
     Attributes:
-        modality: one of :data:`MODALITIES`, or :data:`GRID`.
+        modality: one of :data:`MODALITIES`, or :data:`GRID` or :data:`AUDIO_PAD`.
         codebook: number of the codebook within its modality, from 0.
         size: number of codes.
         start: id of code 0 where the block is an affine range, else None.
@@ -155,6 +157,7 @@ class UnifiedVocabulary:
         *,
         max_grid: int = 128,
         multiple: int = 128,
+        audio_pads: bool = False,
     ) -> UnifiedVocabulary:
         """A new vocabulary around a text tokenizer.
 
@@ -163,6 +166,7 @@ class UnifiedVocabulary:
             image_codebooks, audio_codebooks: number of codes of each codebook.
             max_grid: largest side of a picture's grid that can be written (layout ``grid``).
             multiple: the size is padded with unused ids to a multiple of this.
+            audio_pads: give each audio codebook a pad id of its own, which the layout ``delay`` needs.
         """
         if text_size < 1:
             raise VocabularyError(f"a text vocabulary of {text_size} ids")
@@ -174,6 +178,9 @@ class UnifiedVocabulary:
             for codebook, codes in enumerate(sizes):
                 blocks.append(Block(modality, codebook, codes, start=position))
                 position += codes
+        if audio_pads and audio_codebooks:
+            blocks.append(Block(AUDIO_PAD, 0, len(audio_codebooks), start=position))
+            position += len(audio_codebooks)
         if position >= 1 << 31:
             raise VocabularyError(f"{position:,} ids are more than int32 holds: use fewer or smaller codebooks")
         return cls(-(-position // multiple) * multiple, blocks, markers, origin="built")

@@ -30,13 +30,14 @@ SPAN_TYPE = pa.struct(
         pa.field("sample_rate", pa.int32(), nullable=False),
         pa.field("item_hash", pa.string(), nullable=False),
         pa.field("loss", pa.bool_(), nullable=False),
+        pa.field("scales", pa.list_(pa.field("item", pa.float32(), nullable=False)), nullable=False),
     ]
 )
 
 
 def span_to_dict(span: Span) -> dict[str, object]:
     """A span as the row of :data:`SPAN_TYPE`."""
-    return {name: getattr(span, name) for name in SPAN_FIELDS}
+    return {name: getattr(span, name) for name in SPAN_FIELDS} | {"scales": list(span.scales)}
 
 
 def spans_column(spans: Spans) -> pa.ListArray:
@@ -49,7 +50,8 @@ def spans_column(spans: Spans) -> pa.ListArray:
 
 def span_from_dict(row: dict[str, object]) -> Span:
     """The span of a row of :data:`SPAN_TYPE`."""
-    return Span(**{name: row[name] for name in SPAN_FIELDS})  # type: ignore[arg-type]
+    values = {name: row[name] for name in SPAN_FIELDS}
+    return Span(**(values | {"scales": tuple(values["scales"])}))  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
