@@ -13,6 +13,7 @@ EXAMPLES = examples(
     "tokkit export shards/ --format megatron --pack seq4096-overlong --out megatron/",
     "tokkit export shards/ --format ds --out nanotron/",
     "tokkit export shards/ --format parquet --pack seq4096-overlong --out hf/",
+    "tokkit export shards/ --format hf-tokenizer --out tokenizer/",
 )
 
 
@@ -28,13 +29,14 @@ def export(
         typer.Option(
             "--format",
             help="megatron (.bin, .idx), ds (datatrove, nanotron), olmo (headerless .npy), mds (mosaicml-streaming), parquet "
-            "(Hugging Face datasets) or webdataset (tars).",
+            "(Hugging Face datasets), webdataset (tars), or hf-tokenizer: the vocabulary as a Hugging Face tokenizer.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to be made.")],
     pack: Annotated[
         str | None, typer.Option(metavar="NAME", help="Export the sequences of this packing plan instead of documents.")
     ] = None,
+    text_tokenizer: Annotated[Path | None, typer.Option(help="For hf-tokenizer: where it is now, if it was moved.")] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -45,6 +47,7 @@ def export(
         from tokkit.pipelines.export import ExportConfig
         from tokkit.pipelines.export import export as job
 
-        result = job(ExportConfig(directory=directory, out=out, format=format_, pack=pack), run.progress)
+        config = ExportConfig(directory=directory, out=out, format=format_, pack=pack, text_tokenizer=text_tokenizer)
+        result = job(config, run.progress)
         if not run.emit({"out": str(result.out), "written": result.written, **result.record}):
             show_export(run.console, result.out, result.record, written=result.written)

@@ -116,12 +116,32 @@ def show_advice(console: Console, result: AdviseResult) -> None:
 
 def show_export(console: Console, out: Path, record: Mapping[str, Any], *, written: bool) -> None:
     """What an export holds."""
+    if "proof" in record:
+        _show_tokenizer(console, out, record, written=written)
+        return
     what = f"sequences of {record['pack']}" if record["pack"] else "documents"
     there = "" if written else " (already there)"
     table = _table(console, f"{out}: {what} for {record['to']}{there}", "split", ["sequences", "tokens", "files"])
     for name, split in record["splits"].items():
         table.add_row(name, f"{split['sequences']:,}", f"{split['tokens']:,}", f"{len(split['files']):,}")
     console.print(table)
+
+
+def _show_tokenizer(console: Console, out: Path, record: Mapping[str, Any], *, written: bool) -> None:
+    """What an exported tokenizer was proven on, and what a text model's embedding becomes."""
+    proof, figures = record["proof"], record["embedding"]
+    there = "" if written else " (already there)"
+    table = _table(console, f"{out}: a Hugging Face tokenizer{there}", "embedding rows", ["first", "rows"])
+    table.add_row("of the text model", "0", f"{figures['rows_of_the_text_model']:,}")
+    for part in figures["new"]:
+        table.add_row(part["what"], f"{part['first']:,}", f"{part['rows']:,}")
+    table.add_row("in all", "", f"{figures['rows']:,}", style="bold")
+    console.print(table)
+    ties = f"; {proof['ties']:,} texts written otherwise, as good as tokkit's" if proof["ties"] else ""
+    console.print(
+        f"equal to tokkit's on {proof['texts']:,} texts ({proof['tokens']:,} tokens), "
+        f"among them those of {proof['documents']:,} documents{ties}"
+    )
 
 
 def show_removal(console: Console, result: RemoveResult) -> None:

@@ -92,7 +92,7 @@ class DocumentDecoder:
         entry = self.manifest.layout
         self.layout = Layout(entry.image, entry.image_grid, entry.gaps)  # type: ignore[arg-type]
         self.shards: dict[str, TokenShards] = {name: open_shards(directory, name) for name in self.manifest.splits}
-        self._text = self._load_text(self._path("text", text_tokenizer))
+        self._text = self._load_text(text_tokenizer)
         self._image = self._load_image(image_tokenizer)
 
     def decode(self, split: str, number: int) -> DecodedDocument:
@@ -143,20 +143,12 @@ class DocumentDecoder:
 
     # ---- tokenizers
 
-    def _path(self, kind: str, given: Path | None) -> Path:
-        if given is not None:
-            return given
-        job = self.directory / "run" / "job.json"
-        recorded = read_json(job).get(f"{kind}_tokenizer") if job.exists() else None
-        if recorded is None or not Path(recorded).exists():
-            raise UsageError(f"the {kind} tokenizer is no longer where the run had it; name it with --{kind}-tokenizer")
-        return Path(recorded)
-
-    def _load_text(self, path: Path) -> TextTokenizer:
+    def _load_text(self, given: Path | None) -> TextTokenizer:
         from tokkit.tokenizers.text import load_text_tokenizer
 
+        path = recorded_tokenizer(self.directory, "text", given)
         tokenizer = load_text_tokenizer(path)
-        _same(self.manifest.tokenizers["text"], tokenizer.fingerprint, path)
+        same_tokenizer(self.manifest.tokenizers["text"], tokenizer.fingerprint, path)
         return tokenizer
 
     def _load_image(self, given: Path | None) -> ImageTokenizer | None:
@@ -164,9 +156,9 @@ class DocumentDecoder:
             return None
         from tokkit.tokenizers.image import load_image_tokenizer
 
-        path = self._path("image", given)
+        path = recorded_tokenizer(self.directory, "image", given)
         tokenizer = load_image_tokenizer(path, device="cpu")
-        _same(self.manifest.tokenizers["image"], tokenizer.fingerprint, path)
+        same_tokenizer(self.manifest.tokenizers["image"], tokenizer.fingerprint, path)
         return tokenizer
 
     def _pixels(self, codes: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8] | None:
@@ -178,7 +170,19 @@ class DocumentDecoder:
         return self._image.decode(torch.from_numpy(one.astype(np.int64))).cpu().numpy()[0]
 
 
-def _same(entry: TokenizerEntry, fingerprint: str, path: Path) -> None:
+def recorded_tokenizer(directory: Path, kind: str, given: Path | None) -> Path:
+    """Where a tokenizer is: as given, or else where the run had it; UsageError where that is gone."""
+    if given is not None:
+        return given
+    job = directory / "run" / "job.json"
+    recorded = read_json(job).get(f"{kind}_tokenizer") if job.exists() else None
+    if recorded is None or not Path(recorded).exists():
+        raise UsageError(f"the {kind} tokenizer is no longer where the run had it; name it with --{kind}-tokenizer")
+    return Path(recorded)
+
+
+def same_tokenizer(entry: TokenizerEntry, fingerprint: str, path: Path) -> None:
+    """Raise DataError where a tokenizer is not the one that the manifest names."""
     if entry.fingerprint != fingerprint:
         raise DataError(
             f"{path} is not the tokenizer these shards were made with "

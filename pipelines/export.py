@@ -22,6 +22,8 @@ from tokkit.data.packed import IGNORED, PackedDataset
 from tokkit.errors import DataError, UsageError
 from tokkit.packing.rows import BLOCK_BYTES, TokenFiles, gather_rows, load_rows
 from tokkit.packing.store import StoredPlan, committed_folder, load_plan, pack_folder
+from tokkit.pipelines.export_tokenizer import FORMAT as HF_TOKENIZER
+from tokkit.pipelines.export_tokenizer import export_tokenizer
 from tokkit.pipelines.progress import Progress
 from tokkit.shards.exports import FORMATS, Part
 from tokkit.shards.manifest import Manifest, load_manifest
@@ -39,7 +41,8 @@ class ExportConfig(BaseModel):
     Attributes:
         directory: a finished directory of token shards.
         out: the folder to be made.
-        format: one of :data:`tokkit.shards.exports.FORMATS`.
+        format: one of :data:`tokkit.shards.exports.FORMATS`, or ``hf-tokenizer`` (:mod:`tokkit.pipelines.export_tokenizer`).
+        text_tokenizer: where the text tokenizer is now, if not where the run had it; for ``hf-tokenizer``.
         pack: the packing plan whose sequences are exported; None exports documents.
     """
 
@@ -49,6 +52,7 @@ class ExportConfig(BaseModel):
     out: Path
     format: str
     pack: str | None = None
+    text_tokenizer: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,10 @@ def export(config: ExportConfig, progress: Progress) -> ExportResult:
         UsageError: no such format, or ``out`` is something else.
         DataError: the directory is not finished or damaged, or has no such plan.
     """
-    if config.format not in FORMATS:
-        raise UsageError(f"no export format {config.format!r}; there are: {', '.join(FORMATS)}")
+    if config.format not in (*FORMATS, HF_TOKENIZER):
+        raise UsageError(f"no export format {config.format!r}; there are: {', '.join((*FORMATS, HF_TOKENIZER))}")
+    if config.format == HF_TOKENIZER and config.pack is not None:
+        raise UsageError("--format hf-tokenizer is of the vocabulary, not of a packing plan: leave out --pack")
     manifest = load_manifest(config.directory)
     what = {"format": "tokkit-export", "version": 1, "to": config.format, "of": manifest.digest, "pack": config.pack}
     if config.out.exists():
@@ -76,8 +82,12 @@ def export(config: ExportConfig, progress: Progress) -> ExportResult:
         if not isinstance(record, dict) or any(record.get(key) != value for key, value in what.items()):
             raise UsageError(f"{config.out} exists and is not this export; name another --out")
         return ExportResult(config.out, record, False)
-    vocabulary = UnifiedVocabulary.load(config.directory / "vocabulary.json")
     licences = {kind: {"name": entry.name, "licence": entry.licence} for kind, entry in manifest.tokenizers.items()}
+    if config.format == HF_TOKENIZER:
+        record = {**what, "tokenizers": {kind: entry for kind, entry in licences.items() if kind == "text"}}
+        export_tokenizer(config.directory, config.out, manifest, record, progress, config.text_tokenizer)
+        return ExportResult(config.out, read_json(config.out / RECORD), True)
+    vocabulary = UnifiedVocabulary.load(config.directory / "vocabulary.json")
     splits: dict[str, object] = {}
     with committed_folder(config.out) as temporary:
         for split in manifest.splits:

@@ -220,6 +220,22 @@ class HuggingFaceTokenizer(TextTokenizer):
         normal = span if normalizer is None else normalizer.normalize_str(span)
         return len(self._unknown) > 1 and (self._unknown in span or self._unknown in normal)
 
+    def plain_config(self) -> dict[str, Any]:
+        """The content of a ``tokenizer.json`` that gives these ids to texts, as far as the library itself can.
+
+        Nothing is added to texts, cut or left to chance. Added tokens but white space are ``special``, so that the library's
+        ``encode_special_tokens`` keeps them out of texts; no merge leads to an id that no text may have.
+        """
+        config = _read(self.path)
+        kept = [t for t in config["added_tokens"] if _is_blank(t) or self._forbidden[int(t["id"])]]
+        added = [{**t, "special": not _is_blank(t)} for t in kept]
+        gone = {name for name, n in self._encoder.get_vocab().items() if self._forbidden[n] and len(name) > 1}
+        model = dict(self._encoding["model"])
+        if model.get("merges") and model.get("type") == "BPE":
+            prefix = model.get("continuing_subword_prefix") or ""
+            model["merges"] = [m for m in model["merges"] if not gone & _tokens_of_merge(m, prefix)]
+        return {**self._encoding, "model": model, "added_tokens": added}
+
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """The text of ids; special tokens give their spelling."""
         checked = self._checked(ids)
