@@ -3,8 +3,8 @@
     uint8 pixels --(v/255 - mean)/std--> encoder --> projection --> quantizer --> codes
     codes --> quantizer --> projection --> decoder --*std + mean, rounded--> uint8 pixels
 
-``encode`` and ``decode`` work in float32 whatever surrounds them (autocast is switched off) and give an item the same codes in
-every slot of a batch of fixed shape, whatever its neighbours. See :mod:`tokkit.tokenizers.image.storage` for files.
+``encode`` and ``decode`` work in float32 whatever surrounds them (autocast and TF32 are switched off) and give an item the same
+codes in every slot of a batch of fixed shape, whatever its neighbours. See :mod:`tokkit.tokenizers.image.storage` for files.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from tokkit.errors import UsageError
+from tokkit.precision import arithmetic
 from tokkit.storage import canonical_json
 from tokkit.tokenizers.image.blocks import Decoder, Encoder
 from tokkit.tokenizers.image.config import ImageTokenizerConfig
@@ -120,7 +121,7 @@ class ImageTokenizer(nn.Module):
 
         Raises ValueError for another dtype or shape, or sides that the downsampling factor f does not divide.
         """
-        with torch.autocast(self.device.type, enabled=False):
+        with arithmetic("fp32"), torch.autocast(self.device.type, enabled=False):
             features = self.quant_conv(self.encoder(self.normalize(pixels)))
             return self.quantizer.codes_from_features(features).to(torch.int32)
 
@@ -147,7 +148,7 @@ class ImageTokenizer(nn.Module):
         if not fits or codes.dtype.is_floating_point or codes.dtype == torch.bool:
             expected = "[B, h, w]" if K == 1 else f"[B, {K}, h, w]"
             raise ValueError(f"expected integer codes {expected}, not {codes.dtype} {list(codes.shape)}")
-        with torch.autocast(self.device.type, enabled=False):
+        with arithmetic("fp32"), torch.autocast(self.device.type, enabled=False):
             features = self.quantizer.features_from_codes(codes.to(self.device))
             return self.denormalize(self._decoded(features))
 

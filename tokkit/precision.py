@@ -1,0 +1,44 @@
+"""The precision of a network that encodes, and the process-wide switches of torch that it needs.
+
+``fp32``
+    float32 throughout; TF32, which cuDNN uses for convolutions unless it is told not to, is off.
+``tf32``
+    float32 tensors, products with 10 bits of mantissa on GPUs that have it. A CPU has none.
+``fp16``
+    float16 tensors and products in the network (norms accumulate in float32); what follows it, the quantizer first of all, is
+    float32. Of the fast modes it is the one that keeps codes: a value has 10 bits of mantissa where bfloat16 has 7.
+
+No kernel is ever chosen by timing (``cudnn.benchmark``): the choice, and so the last bits, would depend on the machine's mood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+from tokkit.errors import UsageError
+
+Precision = Literal["fp32", "tf32", "fp16"]
+
+
+@contextmanager
+def arithmetic(precision: Precision) -> Iterator[None]:
+    """Set what torch holds for the whole process for the length of a block; on leaving, it is as it was."""
+    tf32 = precision == "tf32"
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32):
+        matmul.allow_tf32 = tf32
+        try:
+            yield
+        finally:
+            matmul.allow_tf32 = before
+
+
+def check_precision(precision: Precision, device: torch.device) -> None:
+    """Raise UsageError where a device has no such precision."""
+    if precision == "tf32" and device.type != "cuda":
+        raise UsageError(f"--precision tf32 needs an NVIDIA GPU; on {device.type} it would be fp32")
