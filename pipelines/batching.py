@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -48,6 +48,26 @@ class Encodes(Protocol):
 
     def encode_padded(self, pictures: Sequence[Pixels], batch_size: int) -> Codes:
         """Codes of at most ``batch_size`` pictures; see :class:`tokkit.tokenizers.image.model.ImageTokenizer`."""
+
+
+class Pending(Protocol):
+    """A batch that is under way."""
+
+    def codes(self) -> Codes:
+        """Its codes; waits for them."""
+
+
+@runtime_checkable
+class Begins(Encodes, Protocol):
+    """A tokenizer that need not be waited for; see :class:`tokkit.tokenizers.image.bulk.BulkEncoder`.
+
+    ``places`` is the number of batches that may be under way.
+    """
+
+    places: int
+
+    def begin(self, pictures: Sequence[Pixels]) -> Pending:
+        """Send at most a batch of pictures on its way."""
 
 
 class LocalEncoder:

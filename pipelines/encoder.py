@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ import numpy as np
 
 from tokkit.errors import TokkitError
 from tokkit.failpoints import failpoint
-from tokkit.pipelines.batching import Codes, Encodes, Pixels, no_memory, out_of_memory
+from tokkit.pipelines.batching import Begins, Codes, Encodes, Pixels, no_memory, out_of_memory
 from tokkit.pipelines.worker import Failed, Ready, message_of, picklable
 
 LOST = (EOFError, OSError, AuthenticationError)  # what a connection whose other end is gone raises
@@ -161,14 +162,16 @@ def serve(
         listener = Listener(endpoint.path, "AF_UNIX", backlog=128, authkey=endpoint.authkey)
         inbox: Queue[tuple[_Client, int, Pixels | None]] = Queue()
         clients: set[_Client] = set()
+        line = _Line(tokenizer, batch_size, state)
         threading.Thread(target=_accept, args=(listener, inbox, clients), daemon=True).start()
         state.turned = time.monotonic()
         connection.send(Ready())
         while True:
             state.turned = time.monotonic()
             try:
-                client, ticket, pixels = inbox.get(timeout=0.5)
+                client, ticket, pixels = inbox.get(block=not line.under_way, timeout=0.5)
             except Empty:
+                line.finish()
                 continue
             if pixels is None:
                 clients.discard(client)
@@ -177,11 +180,8 @@ def serve(
                 client.outbox.put((NotCoded(True, refused[ticket]), None))
             elif not client.gone:
                 there = inbox.qsize() + 1
-                state.ticket = ticket
-                client.outbox.put(_encode(tokenizer, pixels, batch_size, state))
                 state.fill += min(1.0, there / (max(1, len(clients)) * endpoint.depth))
-                state.batches += 1
-                state.ticket = 0
+                line.begin(client, ticket, pixels)
     except TokkitError as error:
         connection.send(Failed(False, picklable(error), str(error)))
     except (OSError, MemoryError) as error:
@@ -191,20 +191,68 @@ def serve(
         connection.send(Failed(transient, None, message_of(error) if transient else traceback.format_exc()))
 
 
-def _encode(tokenizer: Encodes, pixels: Pixels, batch_size: int, state: State) -> Reply:
-    begin = time.monotonic()
-    try:
+class _Line:
+    """Batches at the device, answered in the order in which they came: while one is encoded, the next is copied.
+
+    Where the process dies, the first of them is held to be the cause: at worst it is tried alone for nothing.
+    """
+
+    def __init__(self, tokenizer: Encodes, batch_size: int, state: State) -> None:
+        self._tokenizer, self._batch_size, self._state = tokenizer, batch_size, state
+        self._places = tokenizer.places if isinstance(tokenizer, Begins) else 1
+        self.under_way: deque[tuple[_Client, int, Callable[[], Codes]]] = deque()
+        self._since = 0.0
+
+    def begin(self, client: _Client, ticket: int, pixels: Pixels) -> None:
+        """Send a batch on its way; waits for the oldest where all places are taken."""
+        if not self.under_way:
+            self._since, self._state.ticket = time.monotonic(), ticket
+        waiting = self._try(lambda: self._begin(pixels))
+        self.under_way.append((client, ticket, waiting))
+        while len(self.under_way) >= self._places:
+            self.finish()
+
+    def _begin(self, pixels: Pixels) -> Callable[[], Codes]:
         failpoint("encode")
-        codes = tokenizer.encode_padded(list(pixels), batch_size)
-        return Coded(codes.shape), codes
-    except Exception as error:
-        if isinstance(error, OSError | MemoryError):
-            return NotCoded(True, message_of(error)), None
-        if out_of_memory(error):
-            return NotCoded(True, no_memory(batch_size, error)), None
-        return NotCoded(False, traceback.format_exc()), None
-    finally:
-        state.busy += time.monotonic() - begin
+        if isinstance(self._tokenizer, Begins):
+            return self._tokenizer.begin(list(pixels)).codes
+        codes = self._tokenizer.encode_padded(list(pixels), self._batch_size)
+        return lambda: codes
+
+    def _try(self, begin: Callable[[], Callable[[], Codes]]) -> Callable[[], Codes]:
+        """What gives the codes; an error is kept for then, so that answers stay in order."""
+        try:
+            return begin()
+        except Exception as error:
+            failure = error
+
+            def fail() -> Codes:
+                raise failure
+
+            return fail
+
+    def finish(self) -> None:
+        """Answer the oldest batch, if there is one."""
+        if not self.under_way:
+            return
+        client, _, waiting = self.under_way[0]
+        client.outbox.put(self._reply(waiting))
+        self.under_way.popleft()
+        now = time.monotonic()
+        self._state.busy += now - self._since
+        self._state.batches += 1
+        self._since, self._state.ticket = now, self.under_way[0][1] if self.under_way else 0
+
+    def _reply(self, waiting: Callable[[], Codes]) -> Reply:
+        try:
+            codes = waiting()
+            return Coded(codes.shape), codes
+        except Exception as error:
+            if isinstance(error, OSError | MemoryError):
+                return NotCoded(True, message_of(error)), None
+            if out_of_memory(error):
+                return NotCoded(True, no_memory(self._batch_size, error)), None
+            return NotCoded(False, traceback.format_exc()), None
 
 
 def _accept(listener: Listener, inbox: Queue[tuple[_Client, int, Pixels | None]], clients: set[_Client]) -> None:

@@ -22,6 +22,9 @@ from tokkit.storage import create_if_absent, fingerprint_of, is_attempt, pretty_
 if TYPE_CHECKING:
     import torch
 
+    from tokkit.precision import Precision
+    from tokkit.tokenizers.image.bulk import Acceleration
+
 # Raised whenever tokkit itself would write other bytes for the same input and options.
 CODE_VERSION = 2
 
@@ -32,7 +35,12 @@ PACKAGES = (*TEXT_PACKAGES, "pillow", "torch", "vector-quantize-pytorch")
 
 
 def numeric_environment(
-    device: torch.device | None, batch_size: int, text_engine: str = "library", more_packages: Iterable[str] = ()
+    device: torch.device | None,
+    batch_size: int,
+    text_engine: str = "library",
+    more_packages: Iterable[str] = (),
+    precision: Precision = "fp32",
+    acceleration: Acceleration = "none",
 ) -> dict[str, object]:
     """What rounding may depend on, on this machine, and what reading may.
 
@@ -40,6 +48,7 @@ def numeric_environment(
         device: that media are encoded on; None where none are: then neither it nor what decodes them matters, and nothing of
             it is loaded.
         more_packages: those whose versions may change what the sources' documents are.
+        precision, acceleration: of the network that encodes (:mod:`tokkit.tokenizers.image.bulk`).
     """
     engine = (*(() if text_engine == "library" else (text_engine,)), *sorted(more_packages))
     if device is None:
@@ -53,7 +62,8 @@ def numeric_environment(
         name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return {
         "device": name,
-        "precision": "fp32",
+        "precision": precision,
+        **({} if acceleration == "none" else {"acceleration": acceleration}),
         "batch_size": batch_size,
         "threads": 1 if device.type == "cpu" else None,
         "packages": {p: version(p).split("+")[0] for p in sorted((*PACKAGES, *engine))},

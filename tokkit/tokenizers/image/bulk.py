@@ -22,7 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokkit.errors import UsageError
 from tokkit.precision import Precision, arithmetic, check_precision
@@ -61,6 +61,7 @@ class BulkEncoder:
         batch_size: pictures of every call of the network; one that has fewer is filled up with black ones.
 
     Attributes:
+        places: batches of one shape that may be under way.
         overflowed: pictures that were encoded in float32 because their float16 features were not finite.
 
     Raises:
@@ -78,19 +79,23 @@ class BulkEncoder:
         self._encoder: Callable[[Tensor], Tensor] = self._network()
         self._lanes: dict[tuple[int, ...], _Lane] = {}
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.places = 1 if self._copies is None else PLACES
 
     def _network(self) -> Callable[[Tensor], Tensor]:
         """float32 ``[B, 3, H, W]`` to features in the precision asked for."""
         half = self.options.precision == "fp16"
-        network = self.tokenizer.encoder
+        network: nn.Module = self.tokenizer.encoder
         if half or self.options.precision == "tf32":
             network = copy.deepcopy(network)
         if half:
             network = network.half()
         if self._device.type == "cuda" and self.options.precision != "fp32":
-            network = network.to(memory_format=torch.channels_last)
+            for parameter in network.parameters():
+                if parameter.ndim == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         if self.options.acceleration == "compile":
-            return torch.compile(network, dynamic=False, options=dict(INDUCTOR))  # type: ignore[no-any-return]
+            compiled: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False, options=dict(INDUCTOR))
+            return compiled
         return network
 
     def encode_padded(self, pictures: Sequence[Pixels], batch_size: int) -> Codes:
@@ -109,7 +114,7 @@ class BulkEncoder:
             raise ValueError(f"expected 1 to {self.batch_size} pictures of one size, not {[p.shape for p in pictures]}")
         lane = self._lanes.get(pictures[0].shape)
         if lane is None:
-            lane = self._lanes[pictures[0].shape] = _Lane([self._place(pictures[0].shape) for _ in range(self._places)])
+            lane = self._lanes[pictures[0].shape] = _Lane([self._place(pictures[0].shape) for _ in range(self.places)])
         place = lane.next()
         if place.pending is not None:
             place.pending.codes()
@@ -117,10 +122,6 @@ class BulkEncoder:
         place.pending = Pending(self, place, len(pictures))
         self._run(place)
         return place.pending
-
-    @property
-    def _places(self) -> int:
-        return PLACES if self._copies is not None else 1
 
     def _place(self, shape: tuple[int, ...]) -> _Place:
         pinned = self._copies is not None
