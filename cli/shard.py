@@ -216,14 +216,39 @@ def shard(
     device: Annotated[
         str | None, typer.Option(show_default="auto", help="auto, cpu, cuda or cuda:N.", rich_help_panel=RUN)
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            show_default="fp32", help="Of the image tokenizer's network: fp32, tf32 or fp16 (fast modes).", rich_help_panel=RUN
+        ),
+    ] = None,
+    acceleration: Annotated[
+        str | None,
+        typer.Option(
+            show_default="none",
+            help="none, compile (torch.compile) or graphs (CUDA graphs); what it rounds to is measured like a precision.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(
+            show_default="0.98",
+            help="Share of fp32's codes that a fast mode must keep on this input's pictures; else it is refused.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
     encoders: Annotated[
         str | None,
         typer.Option(
             show_default="auto",
-            help="in-worker: each worker loads the image tokenizer; process: one process encodes for all workers; "
-            "auto: a process for a GPU, in the workers on a CPU.",
+            help="in-worker: each worker loads the image tokenizer; process: encoder processes encode for all workers; "
+            "auto: a process for each GPU, in the workers on a CPU.",
             rich_help_panel=RUN,
         ),
+    ] = None,
+    encoder_processes: Annotated[
+        int | None, typer.Option(show_default="1", help="Encoder processes on each device.", rich_help_panel=RUN)
     ] = None,
     queue_depth: Annotated[
         int | None,
@@ -360,7 +385,11 @@ def shard(
                 "shard_tokens": shard_tokens,
                 "workers": workers,
                 "device": device,
+                "precision": precision,
+                "acceleration": acceleration,
+                "min_agreement": min_agreement,
                 "encoders": encoders,
+                "encoder_processes": encoder_processes,
                 "queue_depth": queue_depth,
                 "dedup": dedup,
                 "near_distance": near_distance,

@@ -17,6 +17,7 @@ from tokkit.dedup.decisions import Decisions
 from tokkit.documents import Outcome
 from tokkit.errors import ResumableStop, TokkitError
 from tokkit.failpoints import failpoint
+from tokkit.pipelines.calibration import calibrations
 from tokkit.pipelines.dedup import FOLDER as INDEX
 from tokkit.pipelines.dedup import current_decisions
 from tokkit.pipelines.fingerprint import NAME as CONFIG
@@ -170,6 +171,7 @@ def _assemble(run: Run, records: list[CommitRecord]) -> RunManifest:
         "semantic_fingerprint": fingerprint_of(setup.semantic),
         "numeric": began["numeric"],
         "numeric_fingerprint": began["numeric_fingerprint"],
+        "calibrations": calibrations(config.out),
         "mixed": mixed,
         "tokenizers": setup.tokenizers,
         "trial": trial(config, records),

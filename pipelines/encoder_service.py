@@ -166,6 +166,39 @@ class EncoderService:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
+class EncoderServices:
+    """Several encoder processes, looked after as one."""
+
+    def __init__(self, services: tuple[EncoderService, ...]) -> None:
+        self._services = services
+
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """What workers need to connect, one for each."""
+        return tuple(service.endpoint for service in self._services)
+
+    def tend(self) -> None:
+        for service in self._services:
+            service.tend()
+
+    def close(self) -> None:
+        for service in self._services:
+            service.close()
+
+
+def encoder_devices(device: str, processes: int) -> list[str]:
+    """Where encoder processes run: for ``cuda`` one on each GPU of the first one's model, else ``processes`` on the one named.
+
+    GPUs of another model are left alone: they round differently, and one output would hold two numeric environments.
+    """
+    if device != "cuda":
+        return [device] * processes
+    import torch
+
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [f"cuda:{i}" for i, name in enumerate(names) if name == names[0]] * processes
+
+
 def _private_folder() -> Path:
     """A folder that only this user can look into, with a name short enough for a socket in it."""
     folder = tempfile.mkdtemp(prefix=FOLDER)

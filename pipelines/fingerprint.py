@@ -22,8 +22,7 @@ from tokkit.storage import create_if_absent, fingerprint_of, is_attempt, pretty_
 if TYPE_CHECKING:
     import torch
 
-    from tokkit.precision import Precision
-    from tokkit.tokenizers.image.bulk import Acceleration
+    from tokkit.precision import Acceleration, Precision
 
 # Raised whenever tokkit itself would write other bytes for the same input and options.
 CODE_VERSION = 2

@@ -114,7 +114,8 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs, filters: dict[str, st
         semantic["images"] = [[store.name, store.kind] for store in resolved.stores.stores]
     device = None if image is None and config.device in ("auto", "cpu") else resolve_device(config.device)
     packages = packages_of({source.format for source in resolved.sources})
-    numeric = numeric_environment(None if image is None else device, config.batch_size, config.text_engine, packages)
+    mode = (config.precision, config.acceleration)
+    numeric = numeric_environment(None if image is None else device, config.batch_size, config.text_engine, packages, *mode)
     preprocessing = image.config.preprocessing if image is not None else None
     return Setup(vocabulary, layout, tokenizers, semantic, numeric, str(device or "cpu"), preprocessing, filters)
 

@@ -119,7 +119,8 @@ class Reencoder:
         self._processor = self._load()
         packages = packages_of({source.format for source in manifest.sources})
         media_device = self._device if "image" in manifest.tokenizers else None
-        now = numeric_environment(media_device, self._options.batch_size, "library", packages)
+        mode = (self._options.precision, self._options.acceleration)
+        now = numeric_environment(media_device, self._options.batch_size, "library", packages, *mode)
         _leave_out_text_engine(now, manifest)
         self._numeric = fingerprint_of(now)
         others = [entry.numeric for entry in manifest.mixed.environments] if manifest.mixed is not None else []

@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from tokkit.interleave import ImageLayout, PairOrder
 from tokkit.media.images import ImageLimits
 from tokkit.packing.policy import SplitPolicy
 from tokkit.pipelines.assembly import MissingImage
+from tokkit.pipelines.calibration import calibrate
 from tokkit.pipelines.completion import Run, commit_records, committed, complete, trial
 from tokkit.pipelines.dedup import (
     OF_PICTURES,
@@ -39,7 +40,7 @@ from tokkit.pipelines.dedup import (
     normal_kinds,
 )
 from tokkit.pipelines.duplicates import DuplicateTable, outdated
-from tokkit.pipelines.encoder_service import EncoderService
+from tokkit.pipelines.encoder_service import EncoderService, EncoderServices, encoder_devices
 from tokkit.pipelines.engine import STALL_SECONDS, run_units
 from tokkit.pipelines.fingerprint import NAME as CONFIG
 from tokkit.pipelines.fingerprint import claim_directory, claimed
@@ -56,7 +57,8 @@ from tokkit.pipelines.progress import Progress
 from tokkit.pipelines.settings import Size
 from tokkit.pipelines.sharing import SharedUnits
 from tokkit.pipelines.stores import index_stores, picture_stores
-from tokkit.pipelines.unit import UnitJob, load_the_same
+from tokkit.pipelines.unit import UnitJob, load_encoder
+from tokkit.precision import Acceleration, Precision
 from tokkit.repair import Repair, normal_repairs
 from tokkit.shards.manifest import LayoutEntry, Manifest, Split, file_entry, load_manifest
 from tokkit.sources.base import AltText, SourceOptions
@@ -99,9 +101,14 @@ class ShardConfig(BaseModel):
         unit_bytes: input bytes that a work unit covers, where the format can be cut.
         shard_tokens: tokens after which an output shard is closed.
         workers: processes; None takes one a core, 0 does the units in this one (for debugging: nothing outlives a crash).
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        encoders: ``in-worker``: each worker loads the image tokenizer; ``process``: one process does, and encodes for all;
-            ``auto``: a process for a GPU, the workers on a CPU (and where there are no worker processes).
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``cuda``, which ``auto`` is where there is one, means all GPUs of the
+            first one's model, each with an encoder process.
+        precision: of the network that encodes pictures (:mod:`tokkit.precision`).
+        acceleration: how it is run (:mod:`tokkit.tokenizers.image.bulk`).
+        min_agreement: share of float32's codes that a fast mode must keep on the run's own pictures, else it is refused.
+        encoders: ``in-worker``: each worker loads the image tokenizer; ``process``: processes do, and encode for all;
+            ``auto``: a process for each GPU, the workers on a CPU (and where there are no worker processes).
+        encoder_processes: how many on a CPU, or on one GPU that is named.
         queue_depth: batches that a worker may have under way at an encoder process.
         dedup: what to look for twins of (:mod:`tokkit.pipelines.dedup`); duplicates are left out and say of which.
         near_distance: bits of 64 in which the perceptual hashes of pictures that count as the same may differ.
@@ -149,7 +156,11 @@ class ShardConfig(BaseModel):
     shard_tokens: Size = Field(default=256 << 20, ge=1)
     workers: int | None = Field(default=None, ge=0, le=1024)
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    precision: Precision = "fp32"
+    acceleration: Acceleration = "none"
+    min_agreement: float = Field(default=0.98, ge=0.0, le=1.0)
     encoders: Literal["auto", "in-worker", "process"] = "auto"
+    encoder_processes: int = Field(default=1, ge=1, le=64)
     queue_depth: int = Field(default=2, ge=1, le=64)
     dedup: list[DedupKind] = Field(default_factory=list)
     near_distance: int = Field(default=4, ge=0, le=16)
@@ -244,6 +255,11 @@ class ShardConfig(BaseModel):
         if path is not None and not path.exists():
             raise ValueError("no such file or folder")
         return path
+
+    @property
+    def fast(self) -> bool:
+        """Whether pictures are encoded in a mode that may give other codes than plain float32."""
+        return (self.precision, self.acceleration) != ("fp32", "none")
 
     @property
     def source_options(self) -> SourceOptions:
@@ -404,22 +420,31 @@ def _job_entry(config: ShardConfig) -> dict[str, object]:
 
 
 @contextmanager
-def _encoder(run: Run, workers: int, meter: Meter) -> Iterator[EncoderService | None]:
-    """An encoder process for the workers, where the options ask for one."""
+def _encoders(run: Run, workers: int, meter: Meter) -> Iterator[EncoderServices | None]:
+    """Encoder processes for the workers, where the options ask for them."""
     config, device = run.config, run.setup.device
     wanted = config.encoders == "process" or (config.encoders == "auto" and device.startswith("cuda"))
     if not wanted or config.image_tokenizer is None or workers == 0:
         yield None
         return
-    with EncoderService(
-        partial(load_the_same, config.image_tokenizer, device, run.setup.tokenizers["image"].fingerprint),
-        batch_size=config.batch_size,
-        depth=config.queue_depth,
-        workers=workers,
-        report=meter.report,
-        stall_seconds=config.stall_seconds,
-    ) as service:
-        yield service
+    fingerprint = run.setup.tokenizers["image"].fingerprint
+    devices = encoder_devices(device, config.encoder_processes)
+    with ExitStack() as stack:
+        yield EncoderServices(
+            tuple(
+                stack.enter_context(
+                    EncoderService(
+                        partial(load_encoder, config, one, fingerprint),
+                        batch_size=config.batch_size,
+                        depth=config.queue_depth,
+                        workers=workers,
+                        report=meter.report,
+                        stall_seconds=config.stall_seconds,
+                    )
+                )
+                for one in devices
+            )
+        )
 
 
 def encode_units(run: Run) -> dict[str, object]:
@@ -450,6 +475,7 @@ def _encode_missing(run: Run) -> dict[str, object]:
     if records:
         run.progress.log(f"going on: {len(records)} of {len(run.plan.units)} units are committed")
     measure(run, [records[index] for index in sorted(records)])
+    calibrate(run, run.plan.units)
     missing = _to_do(run, records)
     meter = Meter(config, run.progress, records, missing, workers)
     begin = time.monotonic()
@@ -481,9 +507,9 @@ def _to_do(run: Run, records: Mapping[int, CommitRecord]) -> list[PlannedUnit]:
 def _do(run: Run, missing: list[PlannedUnit], workers: int, meter: Meter, decisions: Decisions | None) -> None:
     """Do units, under what is decided about duplicates, where these are looked for."""
     job = run.product.job(run, None if decisions is None else duplicate_table(run))
-    with _encoder(run, min(workers, len(missing)), meter) as service:
+    with _encoders(run, min(workers, len(missing)), meter) as service:
         run_units(
-            job if service is None else replace(job, encoder=service.endpoint, preprocessing=run.setup.preprocessing),
+            job if service is None else replace(job, encoders=service.endpoints, preprocessing=run.setup.preprocessing),
             missing,
             workers,
             meter.report,

@@ -30,7 +30,7 @@ from tokkit.failpoints import failpoint
 from tokkit.interleave import Layout, TextCodes, order_segments
 from tokkit.pipelines.admission import Admission
 from tokkit.pipelines.assembly import Given, Pending, Slot, codes_of, join_texts, open_picture, verdict, with_document
-from tokkit.pipelines.batching import BatchEncoder, ImageBatcher, LocalEncoder
+from tokkit.pipelines.batching import BatchEncoder, Encodes, ImageBatcher, LocalEncoder
 from tokkit.pipelines.duplicates import DuplicateTable
 from tokkit.pipelines.ledger import CommitRecord, Ledger, SplitCounts, Tally, sorted_counts, unit_entry
 from tokkit.pipelines.plan import PlannedUnit, check_unchanged
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from tokkit.media.transforms import Preprocessing
     from tokkit.pipelines.encoder import Endpoint
     from tokkit.pipelines.shard import ShardConfig
+    from tokkit.tokenizers.image.bulk import BulkEncoder
     from tokkit.tokenizers.image.model import ImageTokenizer
     from tokkit.tokenizers.text import TextTokenizer
 
@@ -62,7 +63,7 @@ class UnitJob:
     """Everything a worker needs to do units; picklable, the tokenizers are loaded in the worker.
 
     Attributes:
-        encoder: the encoder process that encodes pictures; None loads the image tokenizer in the worker.
+        encoders: the encoder processes that encode pictures; without one the worker loads the image tokenizer.
         preprocessing: the image tokenizer's, where the worker does not load it.
         fingerprints: of the tokenizers, by kind: one that has changed since the run began must not encode.
         filters: digests of the user's functions, likewise (:class:`~tokkit.pipelines.admission.Admission`); None takes any.
@@ -75,7 +76,7 @@ class UnitJob:
     device: str
     numeric: str
     duplicates: DuplicateTable | None = None
-    encoder: Endpoint | None = None
+    encoders: tuple[Endpoint, ...] = ()
     preprocessing: Preprocessing | None = None
     fingerprints: dict[str, str] = field(default_factory=dict)
     filters: dict[str, str] | None = None
@@ -99,24 +100,22 @@ class UnitProcessor:
         same_tokenizer(job.config.text_tokenizer, self.text, job.fingerprints.get("text"))
         self.duplicates = job.duplicates.open() if job.duplicates is not None else None
         self.admission = Admission(job.config, job.filters)
-        self.image: ImageTokenizer | None = None
+        self.image: BulkEncoder | None = None
+        self.encodes: Encodes | None = None  # what encodes in this process
         self.preprocessing = job.preprocessing
-        if job.config.image_tokenizer is not None and job.encoder is None:
-            from tokkit.tokenizers.image import load_image_tokenizer
+        if job.config.image_tokenizer is not None and not job.encoders:
+            self.image = load_encoder(job.config, job.device, job.fingerprints.get("image"))
+            self.encodes, self.preprocessing = self.image, self.image.tokenizer.config.preprocessing
 
-            self.image = load_image_tokenizer(job.config.image_tokenizer, device=job.device)
-            same_tokenizer(job.config.image_tokenizer, self.image, job.fingerprints.get("image"))
-            self.preprocessing = self.image.config.preprocessing
-
-    def batcher(self, alive: Callable[[], None]) -> ImageBatcher | None:
-        """What encodes one unit's pictures, where there is an image tokenizer; ``alive`` is called while it waits."""
+    def batcher(self, index: int, alive: Callable[[], None]) -> ImageBatcher | None:
+        """What encodes the pictures of unit ``index``, if there is an image tokenizer; ``alive`` is called while it waits."""
         encoder: BatchEncoder
-        if self.job.encoder is not None:
+        if self.job.encoders:
             from tokkit.pipelines.encoder_client import RemoteEncoder
 
-            encoder = RemoteEncoder(self.job.encoder, alive)
-        elif self.image is not None:
-            encoder = LocalEncoder(self.image, self.config.batch_size)
+            encoder = RemoteEncoder(self.job.encoders[index % len(self.job.encoders)], alive)
+        elif self.encodes is not None:
+            encoder = LocalEncoder(self.encodes, self.config.batch_size)
         else:
             return None
         return ImageBatcher(encoder, self.config.batch_size)
@@ -147,7 +146,7 @@ class Attempt:
         self.source = self.job.sources[self.unit.source]
         self.tally = Tally(self.unit.source)
         self.pending: deque[Pending] = deque()
-        self.batcher = processor.batcher(self.alive)
+        self.batcher = processor.batcher(planned.index, self.alive)
         self.media = self.characters = 0  # of the documents that wait
         self.work, self.report, self.reported = Work(), report, time.monotonic()
         self.rejected_in_a_row = self.found = self.taken = 0
@@ -460,13 +459,16 @@ def same_tokenizer(path: Path, tokenizer: TextTokenizer | ImageTokenizer, finger
         )
 
 
-def load_the_same(path: Path, device: str, fingerprint: str) -> ImageTokenizer:
-    """Load an image tokenizer that must be the one that the run began with."""
+def load_encoder(config: ShardConfig, device: str, fingerprint: str | None) -> BulkEncoder:
+    """Load a run's image tokenizer, which must be the one that it began with, as the options want it to encode."""
     from tokkit.tokenizers.image import load_image_tokenizer
+    from tokkit.tokenizers.image.bulk import BulkEncoder, BulkOptions
 
-    tokenizer = load_image_tokenizer(path, device=device)
-    same_tokenizer(path, tokenizer, fingerprint)
-    return tokenizer
+    if config.image_tokenizer is None:
+        raise ValueError("the run has no image tokenizer")
+    tokenizer = load_image_tokenizer(config.image_tokenizer, device=device)
+    same_tokenizer(config.image_tokenizer, tokenizer, fingerprint)
+    return BulkEncoder(tokenizer, config.batch_size, BulkOptions(config.precision, config.acceleration))
 
 
 def encode_again(

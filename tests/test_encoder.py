@@ -256,7 +256,7 @@ def test_a_picture_does_not_keep_all_texts_behind_it_waiting(
         if where == "in a process":
             load = partial(load_image_tokenizer, config.image_tokenizer)
             encoder = stack.enter_context(service(load))  # type: ignore[arg-type]
-            job = replace(job, encoder=encoder.endpoint, preprocessing=setup.preprocessing)
+            job = replace(job, encoders=(encoder.endpoint,), preprocessing=setup.preprocessing)
         encoded, refused = unit.encode_again(unit.UnitProcessor(job), units(1)[0], documents)
     assert [row["locator"] for _, row in encoded] == [document.locator for document in documents]
     assert not refused

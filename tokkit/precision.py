@@ -15,18 +15,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from tokkit.errors import UsageError
 
+if TYPE_CHECKING:
+    import torch
+
 Precision = Literal["fp32", "tf32", "fp16"]
+Acceleration = Literal["none", "compile", "graphs"]  # see tokkit.tokenizers.image.bulk
 
 
 @contextmanager
 def arithmetic(precision: Precision) -> Iterator[None]:
     """Set what torch holds for the whole process for the length of a block; on leaving, it is as it was."""
+    import torch
+
     tf32 = precision == "tf32"
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32

@@ -162,6 +162,38 @@ class AgreementEntry(_Model):
         return f"{pair}: {documents}, {self.equal_tokens:,} of {self.tokens:,} tokens{codes}"
 
 
+class CalibrationEntry(_Model):
+    """How far a fast mode of encoding agrees with float32, on pictures of the run's own.
+
+    Attributes:
+        numeric: fingerprint of the environment that it was measured in.
+        precision, acceleration: the mode (:mod:`tokkit.tokenizers.image.bulk`).
+        pictures, codes, equal_codes: that were encoded both ways; codes in all, and those that are equal.
+        overflowed: pictures that float16 could not hold, and that were encoded in float32 therefore.
+    """
+
+    numeric: str
+    precision: str
+    acceleration: str
+    pictures: int
+    codes: int
+    equal_codes: int
+    overflowed: int
+
+    @property
+    def agreement(self) -> float:
+        """Share of equal codes; 1 where there was no picture."""
+        return self.equal_codes / self.codes if self.codes else 1.0
+
+    def told(self) -> str:
+        """In words."""
+        mode = self.precision + ("" if self.acceleration == "none" else f" with {self.acceleration}")
+        if not self.pictures:
+            return f"{mode} was not compared with fp32: the documents that were looked at hold no picture"
+        counted = f"{self.equal_codes:,} of {self.codes:,}, {self.pictures} pictures"
+        return f"{mode} keeps {self.agreement:.2%} of fp32's codes ({counted})"
+
+
 class Mixed(_Model):
     """What an output that several numeric environments share says of them: each with its units, and how far they agree."""
 
@@ -193,6 +225,7 @@ class RunManifest(_Model):
     Attributes:
         semantic: fingerprint of everything that decides the output, and its components.
         numeric: fingerprint of the numeric environment that began the run, and its components.
+        calibrations: how far a fast mode of encoding agrees with float32, where one was used.
         mixed: where others took part (``--allow-mixed``), all of them; each unit's commit record names its own.
         trial: where the run was one of ``--limit N``, how much of the input it saw; such a directory is a sample.
         stores: the picture stores of ``--images``.
@@ -209,6 +242,7 @@ class RunManifest(_Model):
     semantic_fingerprint: str
     numeric: dict[str, object]
     numeric_fingerprint: str
+    calibrations: list[CalibrationEntry] = Field(default_factory=list)
     mixed: Mixed | None = None
     tokenizers: dict[str, TokenizerEntry]
     trial: dict[str, object] | None

@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,10 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from tokkit.errors import UsageError
-from tokkit.precision import Precision, arithmetic, check_precision
+from tokkit.precision import Acceleration, Precision, arithmetic, check_precision
 from tokkit.tokenizers.image.model import ImageTokenizer
 
-Acceleration = Literal["none", "compile", "graphs"]
 Pixels = npt.NDArray[np.uint8]
 Codes = npt.NDArray[np.int32]
 
