@@ -147,7 +147,7 @@ class Reencoder:
         layout = Layout(self.manifest.layout.image, self.manifest.layout.image_grid, self.manifest.layout.gaps)  # type: ignore[arg-type]
         job = UnitJob(self._options, {}, self.vocabulary, layout, str(self._device), "")
         processor = UnitProcessor(job)
-        loaded: dict[str, Any] = {"text": processor.text, "image": processor.image}
+        loaded: dict[str, Any] = {"text": processor.text, "image": processor.image and processor.image.tokenizer}
         for kind, entry in self.manifest.tokenizers.items():
             path = getattr(self._options, f"{kind}_tokenizer", None)
             if loaded.get(kind) is None or loaded[kind].fingerprint != entry.fingerprint:
