@@ -12,6 +12,7 @@ import typer
 
 import tokkit
 from tokkit.cli import (
+    bench,
     decode,
     demo,
     encode,
@@ -57,7 +58,7 @@ def _main(
 TOKENIZERS = (train_text, train_vq, import_, encode, decode)
 SHARDS = (shard, finish, pack, verify, inspect, export, remove, evaluate, urls)
 
-for module in (*TOKENIZERS, *SHARDS, demo):
+for module in (*TOKENIZERS, *SHARDS, bench, demo):
     module.register(app)
 
 

@@ -111,10 +111,7 @@ class BulkEncoder:
         """
         if not 0 < len(pictures) <= self.batch_size or len({p.shape for p in pictures}) > 1:
             raise ValueError(f"expected 1 to {self.batch_size} pictures of one size, not {[p.shape for p in pictures]}")
-        lane = self._lanes.get(pictures[0].shape)
-        if lane is None:
-            lane = self._lanes[pictures[0].shape] = _Lane([self._place(pictures[0].shape) for _ in range(self.places)])
-        place = lane.next()
+        place = self._lane(pictures[0].shape).next()
         if place.pending is not None:
             place.pending.codes()
         place.fill(pictures)
@@ -146,6 +143,20 @@ class BulkEncoder:
         place.finite.copy_(finite, non_blocking=True)
         place.done = torch.cuda.Event()
         place.done.record(compute)
+
+    def encode_resident(self, pixels: Tensor) -> Tensor:
+        """uint8 ``[B, H, W, 3]`` on the device to int32 codes on the device, not waited for; overflows are not looked at."""
+        if self.options.acceleration != "graphs":
+            return self._codes(pixels)[0]
+        place = self._lane(tuple(pixels.shape[1:])).places[0]
+        place.input.copy_(pixels)
+        return self._replay(place)[0]
+
+    def _lane(self, shape: tuple[int, ...]) -> _Lane:
+        """The places of pictures of a shape."""
+        if shape not in self._lanes:
+            self._lanes[shape] = _Lane([self._place(shape) for _ in range(self.places)])
+        return self._lanes[shape]
 
     @torch.no_grad()
     def _codes(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
