@@ -15,7 +15,12 @@ EXAMPLES = examples(
     "tokkit import vq_ds16_c2i.pt --out llamagen/ --size 384",
     "tokkit import logs/run/checkpoints/last.ckpt --layout taming --out vqgan/",
     "tokkit import janus-folder/ --layout janus --out janus-vq/",
+    "tokkit import encodec_24khz-d7cc33bc.th --out encodec-24k/",
+    "tokkit import encodec_48khz-folder/ --out encodec-48k/",
 )
+
+
+LAYOUT_HELP = "auto; taming, chameleon, chameleon-hf, llamagen, janus for pictures; encodec, encodec-hf, audiocraft for sound."
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +33,10 @@ def import_(
     out: Annotated[Path, typer.Option(help="Folder of the tokenizer: config.json, model.safetensors and import.json.")],
     layout: Annotated[
         str | None,
-        typer.Option(show_default="auto", help="auto, taming, chameleon, chameleon-hf, llamagen or janus."),
+        typer.Option(
+            show_default="auto",
+            help=LAYOUT_HELP,
+        ),
     ] = None,
     yaml: Annotated[
         Path | None,
@@ -52,8 +60,9 @@ def import_(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Make an image tokenizer of a released checkpoint (taming, Chameleon, LlamaGen, Janus), with the same codes."""
+    """Make a tokenizer of a released checkpoint (taming, Chameleon, LlamaGen, Janus, EnCodec), with the same codes."""
     with session(json=json, debug=debug, quiet=quiet) as run:
+        from tokkit.pipelines.import_audio import import_audio, is_audio
         from tokkit.pipelines.import_tokenizer import ImportConfig, import_tokenizer
         from tokkit.pipelines.settings import validated
 
@@ -68,7 +77,18 @@ def import_(
             "licence": licence,
             "unsafe_pickle": unsafe_pickle,
         }
-        result = import_tokenizer(validated(ImportConfig, "tokkit import", options), run.progress)
+        config = validated(ImportConfig, "tokkit import", options)
+        if is_audio(config):
+            sound = import_audio(config, run.progress)
+            if not run.emit(asdict(sound)):
+                run.console.print(
+                    f"{sound.out}: {sound.name}, {sound.parameters / 1e6:.2f} M parameters, {sound.sample_rate:,} Hz, "
+                    f"{'stereo' if sound.channels == 2 else 'mono'}, {sound.frame_rate:g} frames a second of "
+                    f"{sound.codebooks} x {sound.codebook_size:,} codes"
+                )
+                run.console.print(f"licence: {sound.licence or 'not known; say --licence'}", markup=False)
+            return
+        result = import_tokenizer(config, run.progress)
         if run.emit(asdict(result)):
             return
         rows, columns = result.grid
