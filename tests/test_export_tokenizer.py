@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from tokkit.shards.manifest import TokenizerEntry, load_manifest
 from tokkit.storage import sha256_file
 from tokkit.tokenizers.text import TextTokenizer, load_text_tokenizer
 from tokkit.tokenizers.text.base import without_surrogates
-from tokkit.tokenizers.text.convert import tie_test
+from tokkit.tokenizers.text.convert import _ways, tie_test
 from tokkit.vocabulary import UnifiedVocabulary
 
 SILENT = SilentProgress()
@@ -216,6 +217,21 @@ def test_names_that_are_taken_are_not_given_again(tmp_path: Path) -> None:
     directory = write_output(tmp_path / "shards", path, vocabulary, RUNS[:2])
     export(ExportConfig(directory=directory, out=tmp_path / "out", format="hf-tokenizer", text_tokenizer=path), SILENT)
     assert loaded(tmp_path / "out").token_to_id("<|tokkit_image_7|>") == int(vocabulary.encode("image", 7))
+
+
+def test_of_two_ways_to_a_piece_the_leftmost_one_is_first() -> None:
+    """``x y z`` with ``x + y == y + z``: SentencePiece joins ``x y``."""
+    for length in range(2, 8):
+        for letters in product("ab", repeat=length):
+            piece = "".join(letters)
+            known = {piece[a:b] for a in range(length) for b in range(a + 1, length + 1)}
+            ways = list(_ways(piece, known))
+            assert sorted(ways) == sorted((piece[:k], piece[k:]) for k in range(1, length))
+            for x, y in ways:
+                other = (y, piece[len(y) :])
+                runs = other[1] == x  # of one word: both ways round are the leftmost one in some run
+                if piece.startswith(y) and other != (x, y) and not runs:
+                    assert ways.index((x, y)) < ways.index(other), piece
 
 
 # ---- what is refused

@@ -18,7 +18,7 @@ Megatron            :func:`thd`: the same under the names of ``PackedSeqParams``
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,6 +58,22 @@ def with_dense_fields(batch: Batch) -> Row:
     }
 
 
+def loss_weights(batch: Batch, by: Literal["token", "document", "root"] = "token") -> Tensor:
+    """float32 [B, L], a weight for the loss of each token, 0 where none is taken; divide by their sum (over all ranks).
+
+    Args:
+        batch: with the dense fields.
+        by: ``token`` weighs all tokens alike, so long pieces of documents more; ``document`` each piece alike; ``root`` between
+            the two, by the square root of how many tokens of it are predicted.
+    """
+    loss = batch["loss_mask"].float()
+    if by == "token":
+        return loss
+    segments = batch["segment_ids"].long()
+    counts = loss.new_zeros(loss.shape[0], int(segments.max()) + 1).scatter_add_(1, segments, loss).gather(1, segments)
+    return loss / torch.where(counts > 0, counts, 1).pow(1.0 if by == "document" else 0.5)
+
+
 def dense_mask(batch: Batch) -> Tensor:
     """bool [B, 1, L, L]: whether token q (third dimension) attends to token k: of its own segment, and not behind it."""
     segments = batch["segment_ids"]
@@ -80,7 +96,10 @@ def mask_mod(batch: Batch) -> MaskMod:
 
 
 def varlen(batch: Batch) -> Varlen:
-    """The borders of the flattened batch (``input_ids.flatten()``); costs one wait for the device."""
+    """The borders of the flattened batch (``input_ids.flatten()``); costs one wait for the device, unless the batch was made
+    with :func:`tokkit.data.packed.collate_flat`."""
+    if "cu_seqlens_flat" in batch:
+        return Varlen(batch["cu_seqlens_flat"], int(batch["max_seqlen"]))
     positions = batch["position_ids"]
     starts = torch.nonzero(_begins(batch).flatten())[:, 0]
     ends = torch.tensor([positions.numel()], device=positions.device)

@@ -11,6 +11,7 @@ from collections.abc import Collection
 import numba as nb
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from tokkit.packing.split import Pieces
 from tokkit.shards.spans import SpanTable
@@ -217,3 +218,11 @@ def _borders(lengths: Ids, offsets: Array, seq_len: int, found: Ids, numbers: Id
             number += 1
         found[row, number:] = seq_len
         numbers[row] = number - 1
+
+
+def flat_borders(cu_seqlens: Ids, seq_len: int) -> tuple[torch.Tensor, int]:
+    """``cu_seqlens`` [R, n] of rows as the borders of one row of R * seq_len tokens, and the longest segment's tokens."""
+    starts = cu_seqlens[:, :-1][cu_seqlens[:, :-1] < seq_len]
+    row = np.cumsum(starts == 0, dtype=np.int32) - 1
+    found = np.append(starts + row * np.int32(seq_len), np.int32(len(cu_seqlens) * seq_len)).astype(np.int32)
+    return torch.from_numpy(found), int(np.diff(found).max(initial=0))

@@ -16,10 +16,15 @@ field                   dtype    shape       meaning
 ``cu_seqlens``          int32    [max + 2]   segment borders 0, ..., L for varlen attention, the padding a segment of its own,
                                              the tail filled with L; ``max`` is the fullest pack of the plan; on request
 ``num_segments``        int32    []          n; with ``cu_seqlens``
+``pack_index``          int64    []          which pack of the plan it is; with ``epoch`` (int32) and ``plan_id`` (int64, the
+                                             first 64 bits of the plan's digest), on request (``provenance``)
 ======================  =======  ==========  ==========================================================================
 
 With ``dense=False`` the fields are ``input_ids``, ``cu_seqlens`` and ``num_segments`` alone: a quarter of the bytes to move,
 and :func:`tokkit.data.attention.with_dense_fields` makes the others from them on the device.
+
+Tables of the pieces of documents and of the pictures in the rows (``segments``, ``images``) are told in
+:mod:`tokkit.data.tables`; :func:`collate` joins those of a batch's rows.
 
 A piece of a document that was cut is a segment like any other: positions restart, and nothing attends or predicts across a cut.
 
@@ -33,7 +38,7 @@ from collections.abc import Collection, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +48,7 @@ from torch.utils.data import Dataset
 from tokkit.data import fields
 from tokkit.data.fields import IGNORED, MODALITY_IDS
 from tokkit.data.shuffle import GroupedOrder, Permutation, Slots
+from tokkit.data.tables import Tables
 from tokkit.errors import DataError
 from tokkit.packing.rows import PackedRows, TokenFiles, gather_ids, load_rows
 from tokkit.packing.split import Pieces
@@ -50,7 +56,7 @@ from tokkit.packing.store import StoredPlan, load_plan, pack_folder
 from tokkit.shards.native import TokenShards, open_shards
 from tokkit.vocabulary import UnifiedVocabulary
 
-__all__ = ["IGNORED", "MODALITY_IDS", "Labels", "PackedDataset", "Row", "Rows", "collate"]
+__all__ = ["IGNORED", "MODALITY_IDS", "Labels", "PackedDataset", "Row", "Rows", "collate", "collate_flat"]
 
 Labels = Literal["shifted", "hf"]
 Row = dict[str, torch.Tensor]
@@ -69,6 +75,7 @@ class _Opened:
     order: Permutation | GroupedOrder | None
     slots: Slots | None
     costs: npt.NDArray[np.int64] | None
+    tables: Tables
 
 
 class PackedDataset(Dataset[Row]):
@@ -93,6 +100,7 @@ class PackedDataset(Dataset[Row]):
         loss_on: of what modalities tokens are to be predicted: any of ``text``, ``image``, ``audio``, ``video`` (with their
             boundaries) and ``control``; None: all.
         pad_id: what rows are padded with; by default the vocabulary's padding marker.
+        segments, images, provenance: whether to add these tables and fields.
 
     Raises:
         DataError: no such plan, or damaged.
@@ -117,10 +125,14 @@ class PackedDataset(Dataset[Row]):
         dense: bool = True,
         loss_on: Collection[str] | None = None,
         pad_id: int | None = None,
+        segments: bool = False,
+        images: bool = False,
+        provenance: bool = False,
     ) -> None:
         self.directory, self.name, self.split = Path(directory), name, split
         self.seed, self.epoch = seed, epoch
         self._modality_ids, self._labels, self._cu_seqlens, self._pad_id = modality_ids, labels, cu_seqlens, pad_id
+        self._segments, self._images, self._provenance = segments, images, provenance
         if not dense:
             if labels is not None or loss_on is not None:
                 raise ValueError("labels and loss_on need the dense fields")
@@ -167,7 +179,8 @@ class PackedDataset(Dataset[Row]):
         slots = Slots.of(plan.pieces.length) if self.redraw else None
         learnt, files = shards.all_learnt(), TokenFiles.of(shards)
         costs = fields.costs(plan.pieces.length, plan.pack_offsets) if self.group is not None else None
-        return _Opened(shards, plan, rows, learnt, pad_id, files, self._order(plan.num_packs, costs), slots, costs)
+        order = self._order(plan.num_packs, costs)
+        return _Opened(shards, plan, rows, learnt, pad_id, files, order, slots, costs, Tables(shards))
 
     def _order(self, packs: int, costs: npt.NDArray[np.int64] | None) -> Permutation | GroupedOrder | None:
         if self.seed is None:
@@ -186,6 +199,11 @@ class PackedDataset(Dataset[Row]):
     def seq_len(self) -> int:
         """L, tokens of a sequence."""
         return self._seq_len
+
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources, by the number that ``segments_source`` gives."""
+        return self._opened.tables.sources[0]
 
     def __len__(self) -> int:
         return self._length
@@ -229,11 +247,27 @@ class PackedDataset(Dataset[Row]):
 
     def __getitems__(self, indices: Sequence[int]) -> Rows:
         """Several items at once, which is faster than one by one; torch's DataLoader asks for a batch's items so."""
-        batch = {name: torch.from_numpy(array) for name, array in self._fields([self.pack_index(n) for n in indices]).items()}
-        return Rows(batch, len(indices))
+        found = self._fields([self.pack_index(n) for n in indices])
+        return Rows({name: torch.from_numpy(array) for name, array in found.items()}, len(indices))
 
     def _fields(self, packs: Sequence[int]) -> dict[str, npt.NDArray[np.generic]]:
-        """All fields of these packs, [R, ...]."""
+        """All fields of these packs, [R, ...], and the tables of what is in them."""
+        opened, offsets, pieces, found = self._dense_fields(packs)
+        if self._provenance:
+            found["pack_index"] = np.array(packs, dtype=np.int64)
+            found["epoch"] = np.full(len(packs), self.epoch, dtype=np.int32)
+            plan = int.from_bytes(bytes.fromhex(self.plan_digest[:16]), "big", signed=True)
+            found["plan_id"] = np.full(len(packs), plan, dtype=np.int64)
+        if self._segments:
+            found |= opened.tables.segments(pieces, offsets, found.get("loss_mask"))
+        if self._images:
+            found |= opened.tables.images(pieces, offsets)
+        return found
+
+    def _dense_fields(
+        self, packs: Sequence[int]
+    ) -> tuple[_Opened, npt.NDArray[np.int64], Pieces, dict[str, npt.NDArray[np.generic]]]:
+        """What is open, where each pack begins in the pieces, these, and the fields [R, ...]."""
         opened, seq_len = self._opened, self._seq_len
         pieces, offsets = self._pieces(opened, np.asarray(packs, dtype=np.int64))
         if not fields.fit(pieces.length, offsets, seq_len):
@@ -243,7 +277,7 @@ class PackedDataset(Dataset[Row]):
         if self._cu_seqlens:
             found["cu_seqlens"], found["num_segments"] = fields.borders(pieces, offsets, seq_len, self._max_pieces)
         if not self._dense:
-            return found
+            return opened, offsets, pieces, found
         found["segment_ids"], found["position_ids"], loss = fields.segments(pieces, offsets, seq_len)
         if not opened.all_learnt:
             fields.unlearn_given(pieces, offsets, opened.shards.spans, loss)
@@ -257,7 +291,7 @@ class PackedDataset(Dataset[Row]):
             found["modality_ids"] = modality_ids
         if self._labels is not None:
             found["labels"] = fields.labels(ids, loss, shifted=self._labels == "shifted")
-        return found
+        return opened, offsets, pieces, found
 
     def _tokens(
         self, opened: _Opened, packs: Sequence[int], pieces: Pieces, offsets: npt.NDArray[np.int64]
@@ -271,10 +305,11 @@ class PackedDataset(Dataset[Row]):
 
 
 class Rows(Sequence[Row]):
-    """Items that were made together: each a row, and ``batch`` all of them, [R, ...], in the same memory."""
+    """Items that were made together: each a row, and ``batch`` all of them, [R, ...], in the same memory, with their tables."""
 
     def __init__(self, batch: Row, count: int) -> None:
         self.batch, self._count = batch, count
+        self._tables = [name for name in batch if name.startswith(TABLES)]
 
     def __len__(self) -> int:
         return self._count
@@ -288,18 +323,59 @@ class Rows(Sequence[Row]):
             return [self[n] for n in range(*index.indices(self._count))]
         if not -self._count <= index < self._count:
             raise IndexError(f"row {index} of {self._count}")
-        return {name: values[index] for name, values in self.batch.items()}
+        if not self._tables:
+            return {name: values[index] for name, values in self.batch.items()}
+        return {name: self._lines(name, index % self._count) for name in self.batch}
+
+    def _lines(self, name: str, row: int) -> torch.Tensor:
+        """A field of one row; of a table its lines, in which it is row 0."""
+        values = self.batch[name]
+        if name == "cu_images":
+            return values[row : row + 2] - values[row]
+        if not name.startswith(TABLES):
+            return values[row]
+        mine = values[self.batch[name.partition("_")[0] + "_row"] == row]
+        return torch.zeros_like(mine) if name.endswith("_row") else mine
+
+
+TABLES = ("segments_", "images_")
 
 
 def collate(rows: Sequence[Row]) -> Row:
     """Stack items to a batch [B, ...], and count what the loss is taken over: ``num_loss_tokens``, int64 scalar (sum it over
     ranks and accumulation steps before dividing: a mean of means weighs short rows too much), and, where the items have
-    ``modality_ids``, ``num_loss_tokens_by_modality``, int64 [9], by what is to be predicted (:data:`MODALITY_IDS`)."""
+    ``modality_ids``, ``num_loss_tokens_by_modality``, int64 [9], by what is to be predicted (:data:`MODALITY_IDS`).
+    Tables are joined, and the number of tokens that are no padding is ``num_tokens`` where there is the one of segments."""
     together = rows.batch if isinstance(rows, Rows) else None
-    batch = dict(together) if together is not None else {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    batch = dict(together) if together is not None else {name: _joined(name, rows) for name in rows[0]}
     if "loss_mask" in batch:
         batch["num_loss_tokens"] = batch["loss_mask"].sum(dtype=torch.int64)
     if "modality_ids" in batch:
         counts = fields.loss_by_modality(batch["modality_ids"].numpy(), batch["loss_mask"].numpy())
         batch["num_loss_tokens_by_modality"] = torch.from_numpy(counts)
+    if "segments_length" in batch:
+        batch["num_tokens"] = batch["segments_length"].sum(dtype=torch.int64)
+    return batch
+
+
+def _joined(name: str, rows: Sequence[Row]) -> torch.Tensor:
+    """A field of several items as one of the batch."""
+    values = [row[name] for row in rows]
+    if name == "cu_images":
+        counts = torch.tensor([0, *(int(borders[-1]) for borders in values)])
+        return counts.cumsum(0).to(torch.int32)
+    if not name.startswith(TABLES):
+        return torch.stack(values)
+    if name.endswith("_row"):
+        values = [torch.full_like(own, n) for n, own in enumerate(values)]
+    return torch.cat(values)
+
+
+def collate_flat(rows: Sequence[Row]) -> dict[str, Any]:
+    """As :func:`collate`, and the borders of the batch as one row of B * L tokens, for attention of variable length:
+    ``cu_seqlens_flat``, int32 [S + 1], and ``max_seqlen``, an int. Made here they cost no wait for the device. The items need
+    ``cu_seqlens``."""
+    batch: dict[str, Any] = dict(collate(rows))
+    borders = batch["cu_seqlens"].numpy()
+    batch["cu_seqlens_flat"], batch["max_seqlen"] = fields.flat_borders(borders, batch["input_ids"].shape[1])
     return batch
