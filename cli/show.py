@@ -187,6 +187,20 @@ def show_packs(console: Console, packs: Mapping[str, SplitResult]) -> None:
             f"{sum(pack.left_out.values()):,}",
         )
     console.print(table)
+    for what, one in (("source", "documents"), ("modality", "spans")):
+        columns = {one: one, f"cut_{one}": "cut", f"left_out_{one}": "left out"}
+        columns |= {"tokens": "tokens", "left_out_tokens": "tokens left out"}
+        columns |= {"padding": "padding"} if what == "source" else {}
+        rows = {
+            f"{split} {name}": counts
+            for split, pack in packs.items()
+            for name, counts in (pack.by_source if what == "source" else pack.by_modality).items()
+        }
+        if rows:
+            table = _table(console, f"What it costs, by {what}", f"split, {what}", list(columns.values()))
+            for name, counts in rows.items():
+                table.add_row(name, *(f"{counts[key]:,}" for key in columns))
+            console.print(table)
 
 
 def show_summary(console: Console, summary: Mapping[str, Any]) -> None:

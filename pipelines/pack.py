@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from tokkit.errors import DataError, FingerprintMismatch, UsageError, VerificationError
+from tokkit.packing.account import account
 from tokkit.packing.advise import Advice, MediaLength, advise, candidates, common_media
 from tokkit.packing.plan import ALGORITHM_VERSION, plan_packs
 from tokkit.packing.policy import SplitPolicy
@@ -75,6 +76,7 @@ class SplitResult:
         left_out: number of documents in no pack, by reason; ``left_out_tokens`` are theirs.
         efficiency: tokens / (packs * seq_len).
         bound_volume, bound_martello_toth: no packing of these pieces has fewer packs.
+        by_source, by_modality: what was cut, left out and padded (:mod:`tokkit.packing.account`).
     """
 
     folder: str
@@ -94,6 +96,8 @@ class SplitResult:
     efficiency: float
     bound_volume: int
     bound_martello_toth: int
+    by_source: dict[str, dict[str, int]]
+    by_modality: dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -234,7 +238,10 @@ def _write_plan(config: PackConfig, shards: TokenShards, progress: Progress) -> 
         raise VerificationError(
             f"packing lost count: {shards.num_tokens:,} tokens in split {shards.split}, {packed:,} packed or left out"
         )
-    return save_plan(plan, config.directory, config.plan_name, shards.split, shards.fingerprint)
+    cost = account(plan.pieces, plan.pack_offsets, plan.seq_len, plan.left_out, shards)
+    return save_plan(
+        plan, config.directory, config.plan_name, shards.split, shards.fingerprint, cost.by_source, cost.by_modality
+    )
 
 
 def _write_rows(plan: StoredPlan, shards: TokenShards, progress: Progress) -> None:
@@ -263,6 +270,8 @@ def _result(plan: StoredPlan, written: bool) -> SplitResult:
         efficiency=record.efficiency,
         bound_volume=record.bounds.volume,
         bound_martello_toth=record.bounds.martello_toth,
+        by_source={name: counts.model_dump() for name, counts in record.by_source.items()},
+        by_modality={name: counts.model_dump() for name, counts in record.by_modality.items()},
     )
 
 

@@ -176,4 +176,4 @@ def _reasons(manifest: Manifest) -> list[tuple[str, int]]:
 def _packs(directory: Path) -> list[tuple[str, dict[str, object]]]:
     """The packing plans beside the shards: (name/split, plan.json)."""
     found = sorted((directory / "packs").glob("*/*/plan.json")) if (directory / "packs").is_dir() else []
-    return [(f"{path.parent.parent.name}/{path.parent.name}", read_json(path)) for path in found]
+    return [(f"{path.parent.parent.name}/{path.parent.name}", {"by_source": {}, **read_json(path)}) for path in found]

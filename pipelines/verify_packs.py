@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokkit.errors import FingerprintMismatch, TokkitError
+from tokkit.packing.account import account
 from tokkit.packing.rows import FOLDER as ROWS
 from tokkit.packing.rows import TokenFiles, cu_seqlens, gather_rows, load_rows
 from tokkit.packing.store import RECORD, StoredPlan, load_plan
@@ -149,6 +150,11 @@ def _contents(plan: StoredPlan, shards: TokenShards) -> Iterator[str]:
     stated = tuple(getattr(plan.record.counts, name) for name in names)
     if expected != stated:
         yield f"its counts ({', '.join(names)}) are {stated}, its pieces come to {expected}"
+    if plan.record.by_source:  # plans of earlier versions have none
+        cost = account(plan.pieces, plan.pack_offsets, plan.record.seq_len, left_out, shards)
+        for what in ("by_source", "by_modality"):
+            if getattr(cost, what) != getattr(plan.record, what):
+                yield f"its counts {what.replace('_', ' ')} are not those of its pieces"
 
 
 def _blocks(plan: StoredPlan) -> Iterator[npt.NDArray[np.int64]]:

@@ -259,7 +259,8 @@ class PackedDataset(Dataset[Row]):
             plan = int.from_bytes(bytes.fromhex(self.plan_digest[:16]), "big", signed=True)
             found["plan_id"] = np.full(len(packs), plan, dtype=np.int64)
         if self._segments:
-            found |= opened.tables.segments(pieces, offsets, found.get("loss_mask"))
+            loss = found["loss_mask"].view(np.uint8) if "loss_mask" in found else None
+            found |= opened.tables.segments(pieces, offsets, loss)
         if self._images:
             found |= opened.tables.images(pieces, offsets)
         return found

@@ -76,7 +76,7 @@ class Tables:
     @cached_property
     def sources(self) -> tuple[list[str], npt.NDArray[np.int16]]:
         """Names of the sources, in the manifest's order, and int16 [D] the number of each document's."""
-        names, numbers = source_numbers(self._shards)
+        names, numbers = self._shards.sources
         return names, numbers.astype(np.int16)
 
     @cached_property
@@ -142,17 +142,6 @@ class Tables:
             "images_id": pictures.number[line],
             "cu_images": borders,
         }
-
-
-def source_numbers(shards: TokenShards) -> tuple[list[str], npt.NDArray[np.int32]]:
-    """Names of the sources, in the manifest's order and then as they come, and int32 [D] the number of each document's."""
-    names = {source.name: n for n, source in enumerate(shards.manifest.sources)}
-    found = [np.zeros(0, dtype=np.int32)]
-    for table in shards.tables(["source"]):
-        for chunk in table.column("source").dictionary_encode().chunks:
-            own = [names.setdefault(name, len(names)) for name in chunk.dictionary.to_pylist()]
-            found.append(np.array(own, dtype=np.int32)[chunk.indices.to_numpy()])
-    return list(names), np.concatenate(found)
 
 
 def _numbers(hashes: pa.StringArray) -> Array:

@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 import numba as nb
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokkit.errors import DataError, FingerprintMismatch, VerificationError
 from tokkit.packing.plan import ALGORITHM, ALGORITHM_VERSION, PackPlan
@@ -80,6 +80,33 @@ class PlanCounts(Model):
     max_pieces: int
 
 
+class SourceCounts(Model):
+    """What a plan makes of one source's documents (:mod:`tokkit.packing.account`); the sums are those of :class:`PlanCounts`.
+
+    Attributes:
+        cuts: places at which its documents were cut.
+        padding: its part of the padding, by its share of each sequence.
+    """
+
+    documents: int
+    cut_documents: int
+    cuts: int
+    left_out_documents: int
+    tokens: int
+    left_out_tokens: int
+    padding: int
+
+
+class ModalityCounts(Model):
+    """What a plan makes of the spans of one modality: ``spans`` in all, ``tokens`` of those in packs."""
+
+    spans: int
+    tokens: int
+    cut_spans: int
+    left_out_spans: int
+    left_out_tokens: int
+
+
 class PlanBounds(Model):
     """Lower bounds on the number of packs (:class:`tokkit.packing.plan.Bounds`)."""
 
@@ -89,6 +116,7 @@ class PlanBounds(Model):
 
 class PlanRecord(Model):
     """The content of ``plan.json``; ``shards`` is the fingerprint of the token shards, ``left_out`` counts by reason.
+    ``by_source`` and ``by_modality`` are empty where they were not asked for, the latter too where nothing was cut or left out.
 
     ``digest`` is the SHA-256 of the rest (:func:`tokkit.storage.digest_of`), set where the record is written.
     """
@@ -107,6 +135,8 @@ class PlanRecord(Model):
     left_out: dict[Reason, int]
     efficiency: float
     bounds: PlanBounds
+    by_source: dict[str, SourceCounts] = Field(default_factory=dict)
+    by_modality: dict[str, ModalityCounts] = Field(default_factory=dict)
     files: dict[str, StoredFile]
     digest: str = ""
 
@@ -230,13 +260,22 @@ def save_array(path: Path, array: npt.NDArray[Any]) -> None:
         np.save(SimpleNamespace(write=file.write), array, allow_pickle=False)
 
 
-def save_plan(plan: PackPlan, directory: Path, name: str, split: str, shards: str) -> StoredPlan:
+def save_plan(
+    plan: PackPlan,
+    directory: Path,
+    name: str,
+    split: str,
+    shards: str,
+    by_source: dict[str, SourceCounts] | None = None,
+    by_modality: dict[str, ModalityCounts] | None = None,
+) -> StoredPlan:
     """Write a plan.
 
     Args:
         directory: of the token shards.
         name, split: it becomes ``packs/NAME/SPLIT``, which must not exist.
         shards: fingerprint of the token shards that the plan was made for.
+        by_source, by_modality: what it costs (:mod:`tokkit.packing.account`).
 
     Raises:
         DataError: the folder exists.
@@ -258,6 +297,7 @@ def save_plan(plan: PackPlan, directory: Path, name: str, split: str, shards: st
         _write_left_out(temporary / LEFT_OUT, plan.left_out)
         files[LEFT_OUT] = stored_file(temporary / LEFT_OUT)
         record = _record(plan, name, split, shards, files)
+        record = record.model_copy(update={"by_source": by_source or {}, "by_modality": by_modality or {}})
         (temporary / RECORD).write_text(record_json(record.model_dump(mode="json")))
     return load_plan(folder)
 

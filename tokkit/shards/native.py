@@ -315,6 +315,17 @@ class TokenShards:
         return self.maps[file[document]][offset + start : offset + stop]
 
     @cached_property
+    def sources(self) -> tuple[list[str], npt.NDArray[np.int32]]:
+        """Names of the sources, in the manifest's order and then as they come, and int32 [D] the number of each document's."""
+        names = {source.name: n for n, source in enumerate(self.manifest.sources)}
+        found = [np.zeros(0, dtype=np.int32)]
+        for table in self.tables(["source"]):
+            for chunk in table.column("source").dictionary_encode().chunks:
+                own = [names.setdefault(name, len(names)) for name in chunk.dictionary.to_pylist()]
+                found.append(np.array(own, dtype=np.int32)[chunk.indices.to_numpy()])
+        return list(names), np.concatenate(found)
+
+    @cached_property
     def spans(self) -> SpanTable:
         """The spans of all documents."""
         return SpanTable.from_columns([t.column("spans") for t in self.tables(["spans"])])
