@@ -27,13 +27,18 @@ def finish(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Bring a run in parts (tokkit shard --shard-index) to its end: shards, manifest, report."""
+    """Bring a run in parts (--shard-index of tokkit shard or features) to its end: shards, manifest, report."""
     with session(json=json, debug=debug, quiet=quiet, resumable=True) as run:
-        from tokkit.cli.show import show_manifest, show_packs
+        from tokkit.cli.show import show_features, show_manifest, show_packs
+        from tokkit.pipelines.features import FeaturesResult
         from tokkit.pipelines.finish_run import FinishConfig
         from tokkit.pipelines.finish_run import finish as job
 
         result = job(FinishConfig(directory=directory), run.progress)
+        if isinstance(result, FeaturesResult):
+            if not run.emit({"out": str(result.out), "manifest": result.manifest.model_dump(mode="json")}):
+                show_features(run.console, result.manifest)
+            return
         packs = {name: asdict(split) for name, split in result.packs.items()}
         manifest = result.manifest.model_dump(mode="json")
         if run.emit({"out": str(result.out), "packs": packs, "manifest": manifest}):

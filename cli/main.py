@@ -18,6 +18,7 @@ from tokkit.cli import (
     encode,
     evaluate,
     export,
+    features,
     finish,
     import_,
     inspect,
@@ -56,7 +57,7 @@ def _main(
 
 
 TOKENIZERS = (train_text, train_vq, import_, encode, decode)
-SHARDS = (shard, finish, pack, verify, inspect, export, remove, evaluate, urls)
+SHARDS = (shard, features, finish, pack, verify, inspect, export, remove, evaluate, urls)
 
 for module in (*TOKENIZERS, *SHARDS, bench, demo):
     module.register(app)

@@ -13,9 +13,10 @@ from tokkit.documents import Outcome
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tokkit.features.manifest import CacheManifest
     from tokkit.pipelines.pack import AdviseResult, SplitResult
     from tokkit.pipelines.remove import RemoveResult
-    from tokkit.shards.manifest import Manifest
+    from tokkit.shards.manifest import Manifest, RunManifest
 
 OUTCOMES = [outcome.value for outcome in Outcome]
 
@@ -30,8 +31,47 @@ def _table(console: Console, title: str, first: str, columns: list[str]) -> Tabl
     return table
 
 
+def show_features(console: Console, manifest: CacheManifest) -> None:
+    """What a feature cache holds, and what became of every document and item."""
+    show_outcomes(console, manifest)
+    columns = ["documents", "text ids", "items", "feature tokens", "a mean item", "MB", "relative error", "largest"]
+    table = _table(console, f"Features of {manifest.dim:,} in {manifest.dtype}", "split", columns)
+    for name, split in manifest.splits.items():
+        found = manifest.features[name]
+        mean = found.bytes / max(found.items, 1) / 1e6
+        cells = [f"{split.documents:,}", f"{split.tokens_by_kind.get('text', 0):,}", f"{found.items:,}", f"{found.tokens:,}"]
+        cells += [f"{found.tokens / max(found.items, 1):,.0f} tokens, {mean:,.2f} MB", f"{found.bytes / 1e6:,.1f}"]
+        table.add_row(name, *cells, f"{100 * found.error:.2g} %", f"{100 * found.worst_error:.2g} %")
+    console.print(table)
+    _show_trial(console, manifest)
+
+
 def show_manifest(console: Console, manifest: Manifest) -> None:
     """Documents and media items by source and outcome, and tokens by modality."""
+    show_outcomes(console, manifest)
+    kinds = sorted({kind for split in manifest.splits.values() for kind in split.tokens_by_kind})
+    if manifest.vocabulary_origin != "built":
+        console.print(f"\nIds are those of {manifest.vocabulary_origin}: {manifest.vocabulary_size:,} in all, {manifest.dtype}")
+    table = _table(console, "Tokens", "split", ["documents", *kinds, "in all", "shards"])
+    for name, split in manifest.splits.items():
+        cells = [f"{split.tokens_by_kind.get(kind, 0):,}" for kind in kinds]
+        table.add_row(name, f"{split.documents:,}", *cells, f"{split.tokens:,}", str(len(split.shards)))
+    console.print(table)
+    _show_trial(console, manifest)
+
+
+def _show_trial(console: Console, manifest: RunManifest) -> None:
+    if manifest.trial is None:
+        return
+    table = _table(console, f"A trial over {manifest.trial['limit']} documents; the whole input would come to about", "", [""])
+    for key, value in manifest.trial.items():
+        if key.startswith("estimated_"):
+            table.add_row(key.removeprefix("estimated_").replace("_", " "), f"{value:,}")
+    console.print(table)
+
+
+def show_outcomes(console: Console, manifest: RunManifest) -> None:
+    """Documents and media items by source and outcome, reasons, stores and environments."""
     used = [o for o in OUTCOMES if any(o in s.documents or any(o in c for c in s.items.values()) for s in manifest.sources)]
     table = _table(
         console, "What became of every document and media item", "source", [*(o.replace("_", " ") for o in used), "in all"]
@@ -67,8 +107,6 @@ def show_manifest(console: Console, manifest: Manifest) -> None:
         for why, count in manifest.ignored.items():
             table.add_row(why, f"{count:,}")
         console.print(table)
-    if manifest.vocabulary_origin != "built":
-        console.print(f"\nIds are those of {manifest.vocabulary_origin}: {manifest.vocabulary_size:,} in all, {manifest.dtype}")
     if manifest.mixed is not None:
         table = _table(console, "Numeric environments (--allow-mixed)", "fingerprint", ["units"])
         for environment in manifest.mixed.environments:
@@ -76,20 +114,6 @@ def show_manifest(console: Console, manifest: Manifest) -> None:
         console.print(table)
         for agreement in manifest.mixed.agreements:
             console.print(agreement.told())
-    kinds = sorted({kind for split in manifest.splits.values() for kind in split.tokens_by_kind})
-    table = _table(console, "Tokens", "split", ["documents", *kinds, "in all", "shards"])
-    for name, split in manifest.splits.items():
-        cells = [f"{split.tokens_by_kind.get(kind, 0):,}" for kind in kinds]
-        table.add_row(name, f"{split.documents:,}", *cells, f"{split.tokens:,}", str(len(split.shards)))
-    console.print(table)
-    if manifest.trial is not None:
-        table = _table(
-            console, f"A trial over {manifest.trial['limit']} documents; the whole input would come to about", "", [""]
-        )
-        for key, value in manifest.trial.items():
-            if key.startswith("estimated_"):
-                table.add_row(key.removeprefix("estimated_").replace("_", " "), f"{value:,}")
-        console.print(table)
 
 
 def show_advice(console: Console, result: AdviseResult) -> None:

@@ -34,6 +34,7 @@ class Code(StrEnum):
     COMMIT = "commit"
     REJECTS = "rejects"
     OUTCOMES = "outcomes"
+    FEATURES = "features"
     PACK = "pack"
     INPUT_CHANGED = "input-changed"
     REENCODE = "reencode"
@@ -134,6 +135,10 @@ ADVICE: dict[Code, Advice] = {
     Code.OUTCOMES: Advice(
         "documents, media items or tokens do not add up between shards, commit records, reject lists, manifest and the "
         "sources' own count",
+        REPORT,
+    ),
+    Code.FEATURES: Advice(
+        "features are not finite, or of another form, shape or place than the index and the manifest say",
         REPORT,
     ),
     Code.PACK: Advice(

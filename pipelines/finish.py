@@ -118,7 +118,7 @@ def coalesce(
             directory.mkdir(parents=True, exist_ok=True)
             remove_attempts(directory)
             shards = _write_shards(directory, _blocks(ledger, mine, split, dtype), dtype, shard_tokens, task)
-            _remove_others(directory, {f.name for shard in shards for f in shard.files.values()})
+            remove_others(directory, {f.name for shard in shards for f in shard.files.values()})
             splits[split] = split_totals(split, mine, shards)
     return splits
 
@@ -148,7 +148,7 @@ def _blocks(ledger: Ledger, records: Sequence[CommitRecord], split: str, dtype: 
         bin_path, parquet_path = payload_paths(ledger, record)
         if split == SPLITS[0]:  # once a payload
             for suffix in ("bin", "parquet"):
-                _check_payload(ledger, record, suffix)
+                check_payload(ledger, record, suffix)
         table = pq.read_table(parquet_path)
         if not table.num_rows:
             continue
@@ -161,7 +161,7 @@ def _blocks(ledger: Ledger, records: Sequence[CommitRecord], split: str, dtype: 
             yield _Block(tokens[begin : int(ends[last - 1])], table.slice(first, last - first))
 
 
-def _check_payload(ledger: Ledger, record: CommitRecord, suffix: str) -> None:
+def check_payload(ledger: Ledger, record: CommitRecord, suffix: str) -> None:
     """A payload's file is still what was committed.
 
     Raises:
@@ -210,7 +210,7 @@ def _write_shards(directory: Path, blocks: Iterator[_Block], dtype: np.dtype, sh
     return shards
 
 
-def _remove_others(directory: Path, keep: set[str]) -> None:
+def remove_others(directory: Path, keep: set[str]) -> None:
     """Remove what an end that was cut short left behind."""
     for path in directory.iterdir():
         if path.name not in keep:
@@ -225,7 +225,7 @@ def publish_rejects(ledger: Ledger, records: Sequence[CommitRecord]) -> None:
         if file.bytes:
             target = ledger.rejects / f"{record.unit.index:05d}.jsonl"
             keep.add(target.name)
-            _check_payload(ledger, record, "rejects")
+            check_payload(ledger, record, "rejects")
             failpoint("in-rejects")
             with (
                 replacing(target) as temporary,
@@ -233,7 +233,7 @@ def publish_rejects(ledger: Ledger, records: Sequence[CommitRecord]) -> None:
                 temporary.open("xb") as copy,
             ):
                 shutil.copyfileobj(source, copy)
-    _remove_others(ledger.rejects, keep)
+    remove_others(ledger.rejects, keep)
 
 
 def folder_digest(directory: Path) -> str:
@@ -279,9 +279,9 @@ def _scaled(records: Iterable[CommitRecord]) -> npt.NDArray[np.float64]:
     return total
 
 
-def shard_files(splits: dict[str, Split]) -> Iterator[tuple[str, ShardFile]]:
+def shard_files(splits: dict[str, Split], folder: str = "tokens") -> Iterator[tuple[str, ShardFile]]:
     """Every shard file with its path relative to the output directory."""
     for name, split in splits.items():
         for shard in split.shards:
             for file in shard.files.values():
-                yield f"tokens/{name}/{file.name}", file
+                yield f"{folder}/{name}/{file.name}", file

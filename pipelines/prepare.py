@@ -89,7 +89,7 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs, filters: dict[str, st
         image = load_image_tokenizer(config.image_tokenizer, device="cpu")
     vocabulary = _built(config, text, image) if released is None else _taken(config, released, image)
     layout = replace(_layout(config, vocabulary, released, text, image), gaps=config.missing_image == "keep-marker")
-    tokenizers = {"text": _text_entry(config.text_tokenizer, text)}
+    tokenizers = {"text": text_entry(config.text_tokenizer, text)}
     if image is not None and config.image_tokenizer is not None:
         tokenizers["image"] = _image_entry(config.image_tokenizer, image)
     options = config.model_dump(mode="json", include=SEMANTIC_OPTIONS) | {"image_layout": layout.image}
@@ -100,7 +100,7 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs, filters: dict[str, st
     if config.fix_text:
         options[REPAIR] = repair_versions(config.fix_text)
     if filters is None:
-        filters = _digests(config)
+        filters = user_digests(config)
     if filters:
         options[FILTERS] = filters
     semantic = {
@@ -120,7 +120,7 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs, filters: dict[str, st
     return Setup(vocabulary, layout, tokenizers, semantic, numeric, str(device or "cpu"), preprocessing, filters)
 
 
-def _digests(config: ShardConfig) -> dict[str, str]:
+def user_digests(config: ShardConfig) -> dict[str, str]:
     try:
         return filter_digests(load_filters(config.filters))
     except ValueError as error:
@@ -206,7 +206,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def _text_entry(path: Path, text: TextTokenizer) -> TokenizerEntry:
+def text_entry(path: Path, text: TextTokenizer) -> TokenizerEntry:
     return TokenizerEntry(
         kind=text.kind,
         name=path.resolve().name,

@@ -69,7 +69,7 @@ def load_recipe(name: str) -> Recipe:
     known = list(ShardConfig.model_fields)
     if not isinstance(about, str) or not isinstance(needs, list) or not all(name in known for name in needs):
         raise UsageError(f"{path}: `about` is a text, and `needs` a list of options")
-    return Recipe(name, about, tuple(needs), _nested(options))
+    return Recipe(name, about, tuple(needs), nested(options))
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _nested(options: Mapping[str, Any]) -> dict[str, Any]:
+def nested(options: Mapping[str, Any]) -> dict[str, Any]:
     """``{"a.b": 1}`` as ``{"a": {"b": 1}}``."""
     found: dict[str, Any] = {}
     for key, value in options.items():
@@ -128,7 +128,7 @@ def resolve(recipe: Recipe, sets: Sequence[str], flags: Mapping[str, Any], *, in
         ConfigError: with one line for each option that is unknown, wrong or missing.
     """
     typed = {key: value for key, value in flags.items() if value is not None}
-    layers = merged(recipe.options, _nested(assignments(sets)), typed)
+    layers = merged(recipe.options, nested(assignments(sets)), typed)
     given = {
         key: value for key, value in layers.items() if value is not None
     }  # None: the default, which a layer may go back to

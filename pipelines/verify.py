@@ -13,13 +13,16 @@ these are compared with the documents' lengths, 8 bytes each.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from tokkit.errors import TokkitError
+from tokkit.features.manifest import is_cache
 from tokkit.interleave import Layout
 from tokkit.pipelines.findings import Agreement, Code, Problem, VerifyResult
 from tokkit.pipelines.progress import Progress
@@ -51,7 +54,7 @@ class VerifyConfig(BaseModel):
     """What to check.
 
     Attributes:
-        directory: the output of ``tokkit shard``.
+        directory: the output of ``tokkit shard`` or ``tokkit features``.
         checksums: False leaves reading every byte out; everything else is done all the same.
         decode_at_most: documents of each split, evenly spread, that are also parsed with the decoder's grammar.
         reencode: documents that are read from the input and encoded again; 0 for none.
@@ -85,6 +88,10 @@ def verify(config: VerifyConfig, progress: Progress) -> VerifyResult:
         DataError: it holds no output of tokkit's.
         UsageError: with ``reencode``: an input or a tokenizer is not where it was, or is another.
     """
+    if is_cache(config.directory):
+        from tokkit.pipelines.verify_features import verify_cache
+
+        return verify_cache(config, progress)
     result = VerifyResult()
     manifest = read_manifest(config.directory, result)
     if manifest is None:
@@ -102,7 +109,11 @@ def verify(config: VerifyConfig, progress: Progress) -> VerifyResult:
         whole = _shards(config, manifest, vocabulary, records, damaged, once, result, progress)
         _repeated(config.directory, manifest, once, result)
     if whole and records.complete and not result.problem_count:
-        check_originals(config.directory, manifest, result)
+
+        def names(split: str) -> Iterator[pa.Table]:
+            return TokenShards(config.directory, manifest, split).tables(["source", "locator"])
+
+        check_originals(config.directory, manifest, names, result)
     if whole:
         _packs(config, manifest, result, progress)
     elif (config.directory / "packs").exists():

@@ -18,7 +18,7 @@ from tokkit.pipelines.fingerprint import NAME as CONFIG
 from tokkit.pipelines.finish import folder_digest, shard_files
 from tokkit.pipelines.progress import Progress
 from tokkit.shards.manifest import NAME as MANIFEST
-from tokkit.shards.manifest import Manifest, ShardFile, load_manifest
+from tokkit.shards.manifest import Manifest, RunManifest, ShardFile, load_manifest
 from tokkit.storage import digest_of, fingerprint_of, is_attempt, pretty_json, read_json, sha256_file
 from tokkit.vocabulary import UnifiedVocabulary
 
@@ -44,16 +44,21 @@ def read_manifest(directory: Path, result: VerifyResult) -> Manifest | None:
     except (TokkitError, OSError) as error:
         result.problem(Code.MANIFEST, MANIFEST, _without(directory, str(error)))
         return None
-    entry = read_json(path)
-    if entry.get("digest") != digest_of(entry):
-        result.problem(Code.MANIFEST, MANIFEST, "was changed since it was written: its digest is not that of its content")
-    elif text != pretty_json(entry).encode():
-        result.problem(Code.MANIFEST, MANIFEST, "was changed since it was written: the same values in other characters")
+    check_digest(path, text, result)
     wrong = list(_contradictions(manifest))
     for problem in wrong:
         result.problem(Code.MANIFEST, MANIFEST, problem)
     result.look("manifest")
     return None if wrong else manifest
+
+
+def check_digest(path: Path, text: bytes, result: VerifyResult) -> None:
+    """Whether a manifest is, character by character, what was written."""
+    entry = read_json(path)
+    if entry.get("digest") != digest_of(entry):
+        result.problem(Code.MANIFEST, MANIFEST, "was changed since it was written: its digest is not that of its content")
+    elif text != pretty_json(entry).encode():
+        result.problem(Code.MANIFEST, MANIFEST, "was changed since it was written: the same values in other characters")
 
 
 def _contradictions(manifest: Manifest) -> Iterator[str]:
@@ -78,13 +83,20 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
             yield f"no checksum of {name}"
 
 
-def check_files(directory: Path, manifest: Manifest, checksums: bool, result: VerifyResult, progress: Progress) -> set[str]:
-    """Compare sizes and (``checksums``) contents of the files that the manifest names.
+def check_files(
+    directory: Path,
+    manifest: RunManifest,
+    checksums: bool,
+    result: VerifyResult,
+    progress: Progress,
+    folder: str = "tokens",
+) -> set[str]:
+    """Compare sizes and (``checksums``) contents of the files that the manifest names; its shards are in ``folder``.
 
     Returns:
         the names, relative to ``directory``, of those that are not whole.
     """
-    files: dict[str, ShardFile] = {**manifest.files, **dict(shard_files(manifest.splits))}
+    files: dict[str, ShardFile] = {**manifest.files, **dict(shard_files(manifest.splits, folder))}
     damaged = set()
     with progress.task("checksums", total=sum(f.bytes for f in files.values()) / 1e6, unit="MB") as task:
         for name, file in files.items():
@@ -94,10 +106,10 @@ def check_files(directory: Path, manifest: Manifest, checksums: bool, result: Ve
                 result.problem(problem[0], name, problem[1])
             result.look("files")
             task.advance(file.bytes / 1e6)
-    tokens = directory / "tokens"
-    for path in sorted(tokens.rglob("*")) if tokens.is_dir() else []:
+    shards = directory / folder
+    for path in sorted(shards.rglob("*")) if shards.is_dir() else []:
         name = path.relative_to(directory).as_posix()
-        if name not in files and not (path.is_dir() and path.parent == tokens and path.name in manifest.splits):
+        if name not in files and not (path.is_dir() and path.parent == shards and path.name in manifest.splits):
             result.problem(Code.EXTRA_FILE, name, "is not in the manifest")
     return damaged
 
@@ -117,7 +129,7 @@ def file_problem(path: Path, size: int, sha256: str | None) -> tuple[Code, str] 
     return None
 
 
-def check_fingerprints(directory: Path, manifest: Manifest, result: VerifyResult) -> None:
+def check_fingerprints(directory: Path, manifest: RunManifest, result: VerifyResult) -> None:
     """Compare both fingerprints with their components, in the manifest and in ``config.json``."""
     try:
         config = read_json(directory / CONFIG)
@@ -140,14 +152,14 @@ def check_fingerprints(directory: Path, manifest: Manifest, result: VerifyResult
     result.look("fingerprints", 2 if manifest.mixed is None else 1 + len(manifest.mixed.environments))
 
 
-def environments_of(manifest: Manifest) -> dict[str, int]:
+def environments_of(manifest: RunManifest) -> dict[str, int]:
     """The numeric environments that took part, and how many units were encoded in each."""
     if manifest.mixed is None:
         return {manifest.numeric_fingerprint: manifest.units}
     return {environment.fingerprint: environment.units for environment in manifest.mixed.environments}
 
 
-def _mixed_contradictions(manifest: Manifest) -> Iterator[str]:
+def _mixed_contradictions(manifest: RunManifest) -> Iterator[str]:
     """What cannot be true of environments that share an output."""
     if manifest.mixed is None:
         return

@@ -9,20 +9,20 @@ itself, so memory stays within bounds. Reject lists are read a second time for i
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import pyarrow as pa
 
 from tokkit.dedup.exact import partition_of_key
 from tokkit.dedup.records import KEY, Records
 from tokkit.dedup.spill import Spill, partitions_for, rows_of
 from tokkit.documents import Outcome
 from tokkit.pipelines.findings import Code, VerifyResult
-from tokkit.shards.manifest import REMOVED, Manifest
-from tokkit.shards.native import TokenShards
+from tokkit.shards.manifest import REMOVED, RunManifest
 
 MEMORY = 512 << 20
 _COMMITTED, _LEFT_OUT, _WANTED_DOCUMENT, _WANTED_ITEM = range(4)
@@ -31,8 +31,14 @@ _ENTRY = np.dtype([("key", KEY), ("role", "u1"), ("unit", "<u4"), ("line", "<u4"
 Name = tuple[str, str, int | None]  # source, locator, item
 
 
-def check_originals(directory: Path, manifest: Manifest, result: VerifyResult) -> None:
-    """Compare the ``of`` of every reject line with the documents that are there and the items that are not."""
+def check_originals(
+    directory: Path, manifest: RunManifest, tables: Callable[[str], Iterator[pa.Table]], result: VerifyResult
+) -> None:
+    """Compare the ``of`` of every reject line with the documents that are there and the items that are not.
+
+    Args:
+        tables: ``source`` and ``locator`` of a split's documents, in as many tables as there are shards.
+    """
     outcomes = [manifest.documents, *manifest.items.values()]
     duplicates = sum(counts.get(Outcome.DUPLICATE, 0) for counts in outcomes)
     if not duplicates:
@@ -46,7 +52,7 @@ def check_originals(directory: Path, manifest: Manifest, result: VerifyResult) -
             spill.add(records, partition_of_key(records["key"], partitions))
 
         for split in manifest.splits:
-            for table in TokenShards(directory, manifest, split).tables(["source", "locator"]):
+            for table in tables(split):
                 pairs = zip(*(table.column(name).to_pylist() for name in ("source", "locator")), strict=True)
                 add([(_key((source, locator, None)), _COMMITTED, 0, 0) for source, locator in pairs])
         for unit in range(manifest.units):

@@ -21,7 +21,7 @@ from tokkit.pipelines.ledger import CommitRecord, Ledger
 from tokkit.pipelines.verify_files import environments_of, file_problem
 from tokkit.pipelines.verify_once import Once
 from tokkit.pipelines.verify_tokens import UnitPlace, UnitSums
-from tokkit.shards.manifest import Manifest
+from tokkit.shards.manifest import RunManifest
 from tokkit.vocabulary import MODALITIES
 
 REJECTED = 1 << 62  # references of reject lines: this, plus the unit's number times LINES, plus the line's
@@ -96,7 +96,7 @@ class Records:
         return not self.unknown
 
 
-def read_records(directory: Path, manifest: Manifest, once: Once, result: VerifyResult) -> Records:
+def read_records(directory: Path, manifest: RunManifest, once: Once, result: VerifyResult) -> Records:
     """Read every commit record and reject list; the names of documents that were not committed go to ``once``."""
     ledger, records = Ledger(directory), Records()
     for index in range(manifest.units):
@@ -122,7 +122,9 @@ def read_records(directory: Path, manifest: Manifest, once: Once, result: Verify
     return records
 
 
-def _one(directory: Path, record: CommitRecord, manifest: Manifest, once: Once, records: Records, result: VerifyResult) -> None:
+def _one(
+    directory: Path, record: CommitRecord, manifest: RunManifest, once: Once, records: Records, result: VerifyResult
+) -> None:
     unit, where = record.unit, f"commits/{record.unit.index:05d}.json"
     records.places.append(UnitPlace(unit.source, unit.file))
     splits = {name: (s.documents, s.tokens, s.tokens_by_kind) for name, s in record.splits.items()}
@@ -198,7 +200,7 @@ def _counts(counts: dict) -> str:
     return f"{sum(counts.values())} ({', '.join(f'{k}: {n}' for k, n in sorted(counts.items(), key=str)[:6])})"
 
 
-def check_sums(manifest: Manifest, records: Records, result: VerifyResult) -> None:
+def check_sums(manifest: RunManifest, records: Records, result: VerifyResult) -> None:
     """Compare what the commit records add up to with the manifest."""
     if not records.complete:
         result.skipped.append("the manifest's sums: not every commit record could be read")
@@ -259,7 +261,7 @@ def _plain(value: object) -> object:
     return {k: _plain(v) for k, v in sorted(value.items())} if isinstance(value, dict) else value
 
 
-def _compare_split(split: str, manifest: Manifest, records: Records, result: VerifyResult) -> None:
+def _compare_split(split: str, manifest: RunManifest, records: Records, result: VerifyResult) -> None:
     documents = tokens = 0
     kinds = Counter[str]()
     for unit in records.units:

@@ -82,33 +82,109 @@ class UnitSums:
 
 
 @dataclass(eq=False)
-class TokensChecker:
-    """Checks the shards of a split, one after another.
+class RowsChecker:
+    """Checks what the document tables of a split say of documents, apart from their contents.
 
     Attributes:
         directory, split, number: the output, the split's name and its number among the splits.
-        vocabulary, layout: of the output.
         places: by unit.
         val_fraction: of the run; decides each document's split.
-        parse: documents of the split (numbers, ascending) that are also parsed with the decoder's grammar.
         sums, once: gather what all shards hold.
     """
 
     directory: Path
     split: str
     number: int
-    vocabulary: UnifiedVocabulary
-    layout: Layout
     places: Sequence[UnitPlace]
     val_fraction: float
-    parse: npt.NDArray[np.int64]
     sums: UnitSums
     once: Once
     result: VerifyResult
 
     def __post_init__(self) -> None:
-        self._spans = SpanChecker(self.vocabulary, self.layout)
         self._last_unit = 0
+
+    def _document(self, number: int, batch: pa.RecordBatch | None = None, row: int = 0) -> str:
+        """What a document is called: its number in the split and, where its row is at hand, source and locator."""
+        name = f"{self.split} document {number}"
+        if batch is None:
+            return name
+        return f"{name} ({batch.column('source')[row].as_py()}/{batch.column('locator')[row].as_py()})"
+
+    def _rows(self, batch: pa.RecordBatch, first: int) -> npt.NDArray[np.int64] | None:
+        """What the table says of documents apart from their contents: unit, source, locator, split, hash.
+
+        Returns:
+            the documents' units, or None where some of these are none.
+        """
+        unit = batch.column("unit").to_numpy().astype(np.int64)
+        outside = np.flatnonzero((unit < 0) | (unit >= len(self.places)))
+        if outside.size:
+            where = self._document(first + int(outside[0]), batch, int(outside[0]))
+            self.result.problem(Code.ORDER, where, f"is of unit {unit[outside[0]]}, and there are {len(self.places)}")
+            return None
+        back = np.flatnonzero(np.diff(unit, prepend=self._last_unit) < 0)
+        if back.size:
+            where = self._document(first + int(back[0]), batch, int(back[0]))
+            self.result.problem(Code.ORDER, where, f"of unit {unit[back[0]]} stands behind documents of a later unit")
+        self._last_unit = int(unit[-1]) if len(unit) else self._last_unit
+        for number in np.unique(unit):
+            self._places(batch, int(number), np.flatnonzero(unit == number), first)
+        other = np.flatnonzero(~pc.equal(batch.column("split"), self.split).to_numpy(zero_copy_only=False))
+        if other.size:
+            where = self._document(first + int(other[0]), batch, int(other[0]))
+            self.result.problem(Code.SPLIT, where, f"its row says split {batch.column('split')[int(other[0])].as_py()!r}")
+        self._drawn(batch, first)
+        sources, locators = batch.column("source").to_pylist(), batch.column("locator").to_pylist()
+        keys = [f"{source}\0{locator}".encode() for source, locator in zip(sources, locators, strict=True)]
+        self.once.add(keys, self.number * REFERENCE + first + np.arange(len(keys)))
+        return unit
+
+    def _places(self, batch: pa.RecordBatch, unit: int, rows: npt.NDArray[np.int64], first: int) -> None:
+        place = self.places[unit]
+        if not place.source:  # its commit record could not be read
+            return
+        part = batch.slice(int(rows[0]), int(rows[-1] - rows[0]) + 1)
+        file = "" if place.file == "." else place.file  # the input's own folder
+        strangers = pc.or_(
+            pc.not_equal(part.column("source"), place.source),
+            pc.invert(pc.starts_with(part.column("locator"), file)),
+        ).to_numpy(zero_copy_only=False)
+        wrong = rows[strangers[rows - rows[0]]]
+        for row in wrong[: self.result.room(Code.ORDER)]:
+            where = self._document(first + int(row), batch, int(row))
+            self.result.problem(Code.ORDER, where, f"stands in a unit of {place.source}/{place.file}")
+
+    def _drawn(self, batch: pa.RecordBatch, first: int) -> None:
+        """Whether each document's hash puts it into this split (as :meth:`tokkit.documents.Document.draw` does)."""
+        for row, text in enumerate(batch.column("hash").to_pylist()):
+            if len(text) != HASH_DIGITS:
+                self.result.problem(Code.SPLIT, self._document(first + row, batch, row), f"its content hash is {text!r}")
+                continue
+            draw = 1.0
+            if self.val_fraction:
+                draw = int.from_bytes(hashlib.sha256(f"{text}\x1fsplit".encode()).digest()[:8], "big") / 2**64
+            if (draw < self.val_fraction) != (self.split == "val"):
+                where = self._document(first + row, batch, row)
+                self.result.problem(Code.SPLIT, where, "its content hash puts it into the other split")
+
+
+@dataclass(eq=False)
+class TokensChecker(RowsChecker):
+    """Checks the shards of a split, one after another.
+
+    Attributes:
+        vocabulary, layout: of the output.
+        parse: documents of the split (numbers, ascending) that are also parsed with the decoder's grammar.
+    """
+
+    vocabulary: UnifiedVocabulary
+    layout: Layout
+    parse: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._spans = SpanChecker(self.vocabulary, self.layout)
 
     def check(self, number: int, shard: Shard, first: int, task: Task) -> bool:
         """Check shard ``number``, whose first document is number ``first`` of the split.
@@ -169,7 +245,9 @@ class TokensChecker:
             if not self._placed(index, lengths, row, at, len(tokens), first):
                 return False
             spans = SpanColumns.of(batch.column("spans"))
-            self._rows(batch, lengths, spans, first + row)
+            units = self._rows(batch, first + row)
+            if units is not None:
+                self.sums.add(self.split, units, lengths, spans)
             self._ids(tokens, lengths, spans, batch, at, first + row, task)
             row, at = row + len(lengths), at + int(lengths.sum())
         if at != len(tokens):
@@ -196,66 +274,6 @@ class TokensChecker:
                 self._mismatch(self._document(first + row + int(wrong[0])), f"{what} ({wrong.size:,} such in this row group)")
                 return False
         return True
-
-    def _document(self, number: int, batch: pa.RecordBatch | None = None, row: int = 0) -> str:
-        """What a document is called: its number in the split and, where its row is at hand, source and locator."""
-        name = f"{self.split} document {number}"
-        if batch is None:
-            return name
-        return f"{name} ({batch.column('source')[row].as_py()}/{batch.column('locator')[row].as_py()})"
-
-    def _rows(self, batch: pa.RecordBatch, lengths: npt.NDArray[np.int64], spans: SpanColumns, first: int) -> None:
-        """What the table says of documents apart from their spans: unit, source, locator, split, hash."""
-        unit = batch.column("unit").to_numpy().astype(np.int64)
-        outside = np.flatnonzero((unit < 0) | (unit >= len(self.places)))
-        if outside.size:
-            where = self._document(first + int(outside[0]), batch, int(outside[0]))
-            self.result.problem(Code.ORDER, where, f"is of unit {unit[outside[0]]}, and there are {len(self.places)}")
-            return
-        back = np.flatnonzero(np.diff(unit, prepend=self._last_unit) < 0)
-        if back.size:
-            where = self._document(first + int(back[0]), batch, int(back[0]))
-            self.result.problem(Code.ORDER, where, f"of unit {unit[back[0]]} stands behind documents of a later unit")
-        self._last_unit = int(unit[-1]) if len(unit) else self._last_unit
-        for number in np.unique(unit):
-            self._places(batch, int(number), np.flatnonzero(unit == number), first)
-        other = np.flatnonzero(~pc.equal(batch.column("split"), self.split).to_numpy(zero_copy_only=False))
-        if other.size:
-            where = self._document(first + int(other[0]), batch, int(other[0]))
-            self.result.problem(Code.SPLIT, where, f"its row says split {batch.column('split')[int(other[0])].as_py()!r}")
-        self._drawn(batch, first)
-        self.sums.add(self.split, unit, lengths, spans)
-        sources, locators = batch.column("source").to_pylist(), batch.column("locator").to_pylist()
-        keys = [f"{source}\0{locator}".encode() for source, locator in zip(sources, locators, strict=True)]
-        self.once.add(keys, self.number * REFERENCE + first + np.arange(len(keys)))
-
-    def _places(self, batch: pa.RecordBatch, unit: int, rows: npt.NDArray[np.int64], first: int) -> None:
-        place = self.places[unit]
-        if not place.source:  # its commit record could not be read
-            return
-        part = batch.slice(int(rows[0]), int(rows[-1] - rows[0]) + 1)
-        file = "" if place.file == "." else place.file  # the input's own folder
-        strangers = pc.or_(
-            pc.not_equal(part.column("source"), place.source),
-            pc.invert(pc.starts_with(part.column("locator"), file)),
-        ).to_numpy(zero_copy_only=False)
-        wrong = rows[strangers[rows - rows[0]]]
-        for row in wrong[: self.result.room(Code.ORDER)]:
-            where = self._document(first + int(row), batch, int(row))
-            self.result.problem(Code.ORDER, where, f"stands in a unit of {place.source}/{place.file}")
-
-    def _drawn(self, batch: pa.RecordBatch, first: int) -> None:
-        """Whether each document's hash puts it into this split (as :meth:`tokkit.documents.Document.draw` does)."""
-        for row, text in enumerate(batch.column("hash").to_pylist()):
-            if len(text) != HASH_DIGITS:
-                self.result.problem(Code.SPLIT, self._document(first + row, batch, row), f"its content hash is {text!r}")
-                continue
-            draw = 1.0
-            if self.val_fraction:
-                draw = int.from_bytes(hashlib.sha256(f"{text}\x1fsplit".encode()).digest()[:8], "big") / 2**64
-            if (draw < self.val_fraction) != (self.split == "val"):
-                where = self._document(first + row, batch, row)
-                self.result.problem(Code.SPLIT, where, "its content hash puts it into the other split")
 
     # ---- ids
 
