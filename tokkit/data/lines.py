@@ -9,10 +9,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
+from tokkit.data.features import FeatureDataset
 from tokkit.data.packed import PackedDataset, Row
 from tokkit.data.shuffle import Permutation
 from tokkit.errors import UsageError
@@ -53,11 +55,12 @@ class EpochLine(Line):
         UsageError: the dataset has no sequences.
     """
 
-    def __init__(self, dataset: PackedDataset, epochs: int | None = None) -> None:
+    def __init__(self, dataset: PackedDataset | FeatureDataset, epochs: int | None = None) -> None:
         if not len(dataset):
-            raise UsageError(f"{dataset.directory}: plan {dataset.name} has no sequences of split {dataset.split}")
-        self._dataset, self._epochs = dataset, epochs
-        self._of_epoch = dataset
+            raise UsageError(f"{dataset.directory}: {dataset.name} has no sequences of split {dataset.split}")
+        self._dataset: Any = dataset  # of rows, or of documents with features
+        self._epochs = epochs
+        self._of_epoch = self._dataset
 
     def __len__(self) -> int:
         return ENDLESS if self._epochs is None else self._epochs * len(self._dataset)
@@ -72,7 +75,7 @@ class EpochLine(Line):
             return super().__getitems__(places)
         return self._at(places[0] // size).__getitems__([place % size for place in places])
 
-    def _at(self, epoch: int) -> PackedDataset:
+    def _at(self, epoch: int) -> Any:
         if epoch != self._of_epoch.epoch:
             self._of_epoch = self._dataset.at_epoch(epoch)
         return self._of_epoch
@@ -81,9 +84,7 @@ class EpochLine(Line):
         return {self._dataset.name: place / len(self._dataset)}
 
     def identity(self) -> dict[str, object]:
-        dataset = self._dataset
-        settings = {"seed": dataset.seed, "redraw": dataset.redraw, "group": dataset.group, "window": dataset.window}
-        return {"plan": dataset.plan_digest, "sequences": len(dataset), **settings}
+        return self._dataset.identity()
 
 
 class MixtureLine(Line):

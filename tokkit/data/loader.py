@@ -21,6 +21,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Sampler
 
+from tokkit.data.features import FeatureDataset
 from tokkit.data.lines import EpochLine, Line
 from tokkit.data.packed import PackedDataset, Row, collate
 from tokkit.errors import FingerprintMismatch, UsageError
@@ -47,7 +48,8 @@ class PackedLoader:
 
     Args:
         sequences: a dataset, with its seed and fields (its own epoch is of no meaning here), or a line of several
-            (:class:`~tokkit.data.lines.MixtureLine`).
+            (:class:`~tokkit.data.lines.MixtureLine`). Of a feature cache the sequences are documents, and ``collate_fn`` one of
+            :mod:`tokkit.data.feature_batches`.
         batch_size: sequences of one rank in a step.
         rank, world_size: this process, counted from 0, and how many there are.
         epochs: of a dataset: after so many it ends, without the sequences that no longer fill a step on all ranks; None never
@@ -63,14 +65,14 @@ class PackedLoader:
 
     def __init__(
         self,
-        sequences: PackedDataset | Line,
+        sequences: PackedDataset | FeatureDataset | Line,
         batch_size: int,
         *,
         rank: int = 0,
         world_size: int = 1,
         epochs: int | None = None,
         workers: int = 0,
-        collate_fn: Callable[[Sequence[Row]], Row] = collate,
+        collate_fn: Callable[[Sequence[Any]], Row] = collate,
         **more: Any,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size or (epochs is not None and epochs < 1):

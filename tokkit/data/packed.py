@@ -220,6 +220,11 @@ class PackedDataset(Dataset[Row]):
             other._state = replace(self._state, order=other._order(self._length, self._state.costs))
         return other
 
+    def identity(self) -> dict[str, object]:
+        """What a loader's state must agree with."""
+        settings = {"seed": self.seed, "redraw": self.redraw, "group": self.group, "window": self.window}
+        return {"plan": self.plan_digest, "sequences": len(self), **settings}
+
     def pack_index(self, index: int) -> int:
         """Which pack of the plan item ``index`` is; a negative index counts from the end, IndexError outside."""
         number = index + self._length if index < 0 else index

@@ -223,6 +223,37 @@ class FeatureCache:
         """int64 [M], of each item: text tokens of its document that stand before it."""
         return self.column("position").astype(np.int64)
 
+    @cached_property
+    def _newlines(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        return self._ragged("newlines")
+
+    def newlines(self, item: int) -> npt.NDArray[np.int64]:
+        """Before which of an item's features a learned newline goes, int64 [k]."""
+        edges, values = self._newlines
+        return values[edges[item] : edges[item + 1]]
+
+    @cached_property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        """int64 [M, 2], height and width of each picture as it came; of a clip 1, and its samples."""
+        return np.stack([self.column("height"), self.column("width")], axis=1).astype(np.int64).reshape(-1, 2)
+
+    @cached_property
+    def thw(self) -> npt.NDArray[np.int64]:
+        """int64 [M, 3], frames, rows and columns of patches; zeros where there are none."""
+        edges, values = self._ragged("thw")
+        found = np.zeros((len(self), 3), dtype=np.int64)
+        found[np.diff(edges) == 3] = values.reshape(-1, 3)
+        return found
+
+    def _ragged(self, name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """A column of lists: int64 [M + 1] where each item's begins, and the values of all."""
+        counts, values = [np.zeros(1, dtype=np.int64)], [np.zeros(0, dtype=np.int64)]
+        for table in self.item_tables([name]):
+            column = table.column(name)
+            counts.append(pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64))
+            values.append(pc.list_flatten(column).to_numpy().astype(np.int64))
+        return np.cumsum(np.concatenate(counts)), np.concatenate(values)
+
     def column(self, name: str) -> npt.NDArray:
         """A column of plain numbers of the items' index, for all items."""
         tables = [self._table(number, "parquet", [name]) for number in range(len(self._shards))]
