@@ -152,9 +152,9 @@ def train(
 
     from tokkit.media.transforms import Preprocessing
     from tokkit.tokenizers.image.config import ImageTokenizerConfig
-    from tokkit.training import schedule
     from tokkit.training.augmentation import Augmentation, BatchMaker
-    from tokkit.training.image_trainer import ImageTrainer, Optimisation, fresh_tokenizer
+    from tokkit.training.engine import Engine, Optimisation
+    from tokkit.training.image_task import ImageTask, fresh_tokenizer
 
     torch.set_num_threads(1)
     config = ImageTokenizerConfig.model_validate(
@@ -169,11 +169,12 @@ def train(
     parameters = sum(p.numel() for p in tokenizer.parameters())
     table = tokenizer.quantizer.codebook.numel() if hasattr(tokenizer.quantizer, "codebook") else 0
     batches = BatchMaker(pictures, options["size"], options["batch_size"], seed, Augmentation(MIN_CROP))
-    trainer = ImageTrainer(tokenizer, batches, Optimisation(lr=options["lr"]))
+    task = ImageTask(tokenizer, batches, pictures_at_once=options["batch_size"], seed=seed)
+    engine = Engine(task, Optimisation(lr=options["lr"]), seed)
     begin = time.monotonic()
     for step in range(options["steps"]):
-        trainer.step(schedule.cosine_with_warmup(step / options["steps"], 0.05))
-    found = trainer.validate(held_out)
+        engine.step(step / options["steps"])
+    found = task.validate(held_out, options["batch_size"])
     minutes = (time.monotonic() - begin) / 60
     return Score(name, seed, parameters, table, tokenizer.codebook_size, found.psnr, found.usage, found.perplexity, minutes)
 

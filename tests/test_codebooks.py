@@ -27,7 +27,7 @@ from tokkit.shards.native import open_shards
 from tokkit.tokenizers.image import load_image_tokenizer
 from tokkit.tokenizers.image.model import ImageTokenizer
 from tokkit.tokenizers.image.presets import configure
-from tokkit.training.image_trainer import ImageTrainer, Step
+from tokkit.training.engine import Engine, Step
 from tokkit.vocabulary import UnifiedVocabulary
 
 SILENT = SilentProgress()
@@ -167,11 +167,11 @@ class StoppedError(Exception):
     pass
 
 
-class StopsAtEight(ImageTrainer):
-    def step(self, lr_factor: float) -> Step:
+class StopsAtEight(Engine):
+    def step(self, done: float) -> Step:
         if self.steps == 8:
             raise StoppedError
-        return super().step(lr_factor)
+        return super().step(done)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_training_goes_on_where_it_stopped(
 
     whole = train_vq(config("whole"), SILENT)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "ImageTrainer", StopsAtEight)
+        patch.setattr(module, "Engine", StopsAtEight)
         with pytest.raises(StoppedError):
             train_vq(config("parts"), SILENT)
     assert train_vq(config("parts", resume=True), SILENT).fingerprint == whole.fingerprint

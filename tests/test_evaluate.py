@@ -31,7 +31,7 @@ from tokkit.pipelines.progress import SilentProgress
 from tokkit.pipelines.settings import validated
 from tokkit.tokenizers.image import load_image_tokenizer
 from tokkit.tokenizers.image.presets import configure
-from tokkit.training.image_trainer import fresh_tokenizer
+from tokkit.training.image_task import fresh_tokenizer
 from tokkit.training.pictures import is_held_out
 
 GOOD = 11  # pictures; two more have the same bytes, and two are broken

@@ -20,7 +20,7 @@ from tokkit.tokenizers.image.config import ImageTokenizerConfig
 from tokkit.tokenizers.image.model import ImageTokenizer
 from tokkit.tokenizers.image.presets import PRESETS, configure, learning_rate
 from tokkit.tokenizers.image.quantizer_config import FsqQuantizer, VqQuantizer
-from tokkit.training.image_trainer import fresh_tokenizer
+from tokkit.training.image_task import fresh_tokenizer
 
 TINY = sorted(name for name in PRESETS if name.endswith("-tiny"))
 SMALL = {"architecture.channels": 16, "architecture.z_channels": 16}

@@ -20,7 +20,7 @@ from tokkit.pipelines.shard import ShardConfig, shard
 from tokkit.shards.native import open_shards
 from tokkit.tokenizers.image.model import ImageTokenizer
 from tokkit.tokenizers.image.presets import configure
-from tokkit.training.image_trainer import fresh_tokenizer
+from tokkit.training.image_task import fresh_tokenizer
 
 PRESETS = ["vq-tiny", "fsq-tiny", "residual-vq-tiny", "residual-fsq-tiny"]  # a table, a grid, several codebooks of either
 BATCH = 5

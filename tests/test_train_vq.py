@@ -20,12 +20,14 @@ from tokkit.errors import ConfigError, DataError, FingerprintMismatch, TokkitErr
 from tokkit.media.transforms import Preprocessing
 from tokkit.metrics.reconstruction import psnr
 from tokkit.pipelines.progress import SilentProgress
-from tokkit.pipelines.train_vq import TrainVQConfig, TrainVQResult, _configure, train_on_pictures, train_vq
+from tokkit.pipelines.train_vq import TrainVQConfig, TrainVQResult, train_on_pictures, train_vq
+from tokkit.pipelines.train_vq_parts import start_of
 from tokkit.tokenizers.image import load_image_tokenizer
 from tokkit.tokenizers.image.presets import configure
 from tokkit.training import schedule
 from tokkit.training.augmentation import Augmentation, BatchMaker
-from tokkit.training.image_trainer import ImageTrainer, Optimisation, fresh_tokenizer
+from tokkit.training.engine import Engine, Optimisation
+from tokkit.training.image_task import ImageTask, fresh_tokenizer
 from tokkit.training.pictures import Picture, Reject, read_pictures
 
 TINY = {"architecture.channels": 16, "architecture.z_channels": 16, "quantizer.levels": [8, 5, 5]}
@@ -67,15 +69,20 @@ def config(out: Path, **options: object) -> TrainVQConfig:
 
 def train(out: Path, **options: object) -> TrainVQResult:
     chosen = config(out, **options)
-    return train_on_pictures(chosen, _configure(chosen), pictures(), SilentProgress())
+    return train_on_pictures(chosen, start_of(chosen), pictures(), SilentProgress())
 
 
 def metrics(out: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("preset", "overrides"), [("fsq-tiny", TINY), ("vq-tiny", TINY_VQ)])
-def test_it_learns_and_leaves_everything_it_promises(tmp_path: Path, preset: str, overrides: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    ("preset", "overrides", "extra"),
+    [("fsq-tiny", TINY, ()), ("vq-tiny", TINY_VQ, ("reconstruction_loss", "commitment_loss"))],
+)
+def test_it_learns_and_leaves_everything_it_promises(
+    tmp_path: Path, preset: str, overrides: dict[str, object], extra: tuple[str, ...]
+) -> None:
     result = train(tmp_path, preset=preset, overrides=overrides, steps=80, lr=4e-3)
     rows = metrics(tmp_path)
     assert [r["step"] for r in rows] == sorted({*range(5, 81, 5), *range(8, 81, 8)})
@@ -85,7 +92,8 @@ def test_it_learns_and_leaves_everything_it_promises(tmp_path: Path, preset: str
     assert len(validated) == 10
     assert validated[-1] > validated[0] + 1
     assert set(rows[0]) == {
-        *("step", "loss", "psnr", "val_psnr", "codebook_usage", "perplexity", "lr", "images_per_second", "seconds"),
+        *("step", "loss", "psnr", "grad_norm", "val_psnr", "val_ssim", "val_lpips", "codebook_usage", "perplexity"),
+        *("dead_codes", "lr", "images_per_second", "waiting", "seconds", *extra),
     }
     assert 0 < rows[-1]["codebook_usage"] <= 1
     tokenizer = load_image_tokenizer(tmp_path)
@@ -97,7 +105,8 @@ def test_it_learns_and_leaves_everything_it_promises(tmp_path: Path, preset: str
     with PILImage.open(tmp_path / "samples.png") as samples:
         assert samples.size == (32 * min(8, result.held_out), 64)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        *("config.json", "metrics.jsonl", "model.safetensors", "rejects.jsonl", "samples.png", "training.json"),
+        *("best", "config.json", "grids", "metrics.jsonl", "model.safetensors", "rejects.jsonl", "samples.png"),
+        *("training.html", "training.json"),
     ]
 
 
@@ -126,14 +135,14 @@ class _Killed(BaseException):
 
 def train_until_killed(out: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> None:
     """A training that ends at its ninth step."""
-    step = ImageTrainer.step
+    step = Engine.step
 
-    def killed(self: ImageTrainer, lr_factor: float) -> object:
+    def killed(self: Engine, done: float) -> object:
         if self.steps == 8:
             raise _Killed
-        return step(self, lr_factor)
+        return step(self, done)
 
-    monkeypatch.setattr(ImageTrainer, "step", killed)
+    monkeypatch.setattr(Engine, "step", killed)
     with pytest.raises(_Killed):
         train(out, **options)
     monkeypatch.undo()
@@ -172,15 +181,16 @@ def test_the_first_row_after_a_resume_is_that_of_a_run_that_was_not_cut(
 
 
 def test_resuming_needs_the_same_pictures_and_a_sound_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ImageTrainer, "validate", lambda *_: (_ for _ in ()).throw(_Killed()))
+    monkeypatch.setattr(ImageTask, "validate", lambda *_: (_ for _ in ()).throw(_Killed()))
     with pytest.raises(_Killed):
-        train(tmp_path, steps=100, checkpoint_every=5)
+        train(tmp_path, steps=100, checkpoint_every=3)
     monkeypatch.undo()
-    chosen = config(tmp_path, steps=100, checkpoint_every=5, resume=True)
+    chosen = config(tmp_path, steps=100, checkpoint_every=3, resume=True)
     with pytest.raises(FingerprintMismatch, match="other pictures"):
-        train_on_pictures(chosen, _configure(chosen), pictures(20), SilentProgress())
-    (tmp_path / "training-state.pt").write_bytes(b"nonsense")
-    with pytest.raises(DataError, match="damaged"):
+        train_on_pictures(chosen, start_of(chosen), pictures(20), SilentProgress())
+    newest = sorted((tmp_path / "checkpoints").iterdir())[-1]
+    newest.write_bytes(b"nonsense")
+    with pytest.raises(DataError, match=r"damaged.*remove it to go on from step-00000006\.pt"):
         train(tmp_path, steps=100, resume=True)
 
 
@@ -211,7 +221,7 @@ def test_every_picture_that_is_not_used_is_written_down(tmp_path: Path) -> None:
         yield Reject("s/file.tar", Outcome.REJECTED, "tar-truncated", "bytes 5 to 9")
 
     chosen = config(tmp_path, steps=1)
-    result = train_on_pictures(chosen, _configure(chosen), mixed(), SilentProgress())
+    result = train_on_pictures(chosen, start_of(chosen), mixed(), SilentProgress())
     rows = [json.loads(line) for line in (tmp_path / "rejects.jsonl").read_text().splitlines()]
     assert [(r["locator"], r["outcome"], r["reason"]) for r in rows] == [
         ("s/bad", "rejected", "image-truncated"),
@@ -233,7 +243,7 @@ def test_real_inputs(shared_data: Path, tmp_path: Path) -> None:
 def test_nothing_to_train_on_and_wrong_options_are_told(tmp_path: Path) -> None:
     chosen = config(tmp_path / "a")
     with pytest.raises(UsageError, match="no picture"):
-        train_on_pictures(chosen, _configure(chosen), [], SilentProgress())
+        train_on_pictures(chosen, start_of(chosen), [], SilentProgress())
     with pytest.raises(ConfigError, match=r"architecture\.depth"):
         train_vq(config(tmp_path / "b", overrides={"architecture.depth": "3"}), SilentProgress())
 
@@ -310,9 +320,10 @@ def test_the_schedule() -> None:
 
 def test_state_is_plain_tensors(tmp_path: Path) -> None:
     batches = BatchMaker([np.zeros((16, 16, 3), np.uint8)], 16, 2, 0, Augmentation())
-    trainer = ImageTrainer(fresh_tokenizer(configure("vq-tiny", TINY_VQ, 16), 0), batches, Optimisation())
-    trainer.step(1.0)
-    torch.save(trainer.state(), tmp_path / "s.pt")
+    task = ImageTask(fresh_tokenizer(configure("vq-tiny", TINY_VQ, 16), 0), batches, pictures_at_once=2)
+    engine = Engine(task, Optimisation())
+    engine.step(0.5)
+    torch.save(engine.state(), tmp_path / "s.pt")
     assert torch.load(tmp_path / "s.pt", weights_only=True)["steps"] == 1
-    trainer.tokenizer.save(tmp_path / "t")
+    task.tokenizer.save(tmp_path / "t")
     assert not [name for name in load_file(tmp_path / "t" / "model.safetensors") if "learner" in name]

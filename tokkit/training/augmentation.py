@@ -7,10 +7,11 @@ resumed run sees exactly what an unbroken one would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,8 +71,20 @@ class BatchMaker:
 
     def batch(self, step: int) -> NDArray[np.uint8]:
         """uint8 ``[batch_size, size, size, 3]`` of a step (from 0)."""
-        first = step * self.batch_size
-        return np.stack([self._sample(n) for n in range(first, first + self.batch_size)])
+        return self.part(step, 0, 1)
+
+    def part(self, step: int, part: int, parts: int) -> NDArray[np.uint8]:
+        """One of ``parts`` equal parts of a step's batch; together they are the batch."""
+        count = self.batch_size // parts
+        first = step * self.batch_size + part * count
+        return np.stack([self._sample(n) for n in range(first, first + count)])
+
+    def state(self) -> dict[str, Any]:
+        """Nothing: which pictures a step sees is said by its number."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on; see :meth:`state`."""
 
     def _sample(self, number: int) -> NDArray[np.uint8]:
         epoch, position = divmod(number, len(self.pictures))

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from tokkit.tokenizers.image.config import CnnArchitecture
 
@@ -87,13 +89,19 @@ class Level(nn.Module):
         self.blocks = nn.ModuleList(ResidualBlock(a, b, architecture) for a, b in pairwise(widths))
         self.attentions = nn.ModuleList(AttentionBlock(outputs, architecture) for _ in range(blocks if attention else 0))
         self.resample = resample if resample is not None else nn.Identity()
+        self.recompute = False  # activations of a block are computed again in the backward pass instead of kept
 
     def forward(self, x: Tensor) -> Tensor:
-        for i, block in enumerate(self.blocks):
-            x = block(x)
-            if len(self.attentions):
-                x = self.attentions[i](x)
+        for i in range(len(self.blocks)):
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(self._block, x, i, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = self._block(x, i)
         return self.resample(x)
+
+    def _block(self, x: Tensor, number: int) -> Tensor:
+        x = self.blocks[number](x)
+        return self.attentions[number](x) if len(self.attentions) else x
 
 
 def middle(channels: int, architecture: CnnArchitecture) -> nn.Sequential:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tokkit.errors import UsageError
 from tokkit.precision import arithmetic
 from tokkit.storage import canonical_json
-from tokkit.tokenizers.image.blocks import Decoder, Encoder
+from tokkit.tokenizers.image.blocks import Decoder, Encoder, Level
 from tokkit.tokenizers.image.config import ImageTokenizerConfig
 from tokkit.tokenizers.image.quantizers import LEARNER, Quantizer, build_quantizer
 
@@ -113,6 +113,23 @@ class ImageTokenizer(nn.Module):
         levels = (values.float() * self._std + self._mean) * 255
         return levels.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
+    @property
+    def last_layer(self) -> Tensor:
+        """Weights of the convolution that makes pixels: where the pull of several losses is compared."""
+        if self.decoder is None:
+            raise UsageError(f"the image tokenizer {self.config.name} has no decoder: its checkpoint holds an encoder only")
+        return self.decoder.conv_out.weight
+
+    def signed(self, values: Tensor) -> Tensor:
+        """float ``[B, 3, H, W]`` in the network's range to [-1, 1], with gradients: what other networks look at."""
+        return (values.float() * self._std + self._mean) * 2 - 1
+
+    def recompute_activations(self, yes: bool = True) -> None:
+        """Whether training keeps the activations of residual blocks, or computes them again when gradients need them."""
+        for module in self.modules():
+            if isinstance(module, Level):
+                module.recompute = yes
+
     @torch.no_grad()
     def encode(self, pixels: Tensor) -> Tensor:
         """uint8 ``[B, H, W, 3]`` on any device to int32 codes ``[B, H/f, W/f]`` on the tokenizer's device.
@@ -153,8 +170,13 @@ class ImageTokenizer(nn.Module):
             return self.denormalize(self._decoded(features))
 
     def forward(self, pixels: Tensor) -> ReconstructionOutput:
-        """Reconstruct float ``[B, 3, H, W]`` with gradients; the quantizer must have been set up for training."""
-        quantized = self.quantizer(self.quant_conv(self.encoder(pixels)))
+        """Reconstruct float ``[B, 3, H, W]`` with gradients; the quantizer must have been set up for training.
+
+        The quantizer works in float32 where autocast has the rest in half precision.
+        """
+        features = self.quant_conv(self.encoder(pixels))
+        with torch.autocast(self.device.type, enabled=False):
+            quantized = self.quantizer(features.float())
         reconstruction = self._decoded(quantized.features)
         return ReconstructionOutput(reconstruction, quantized.codes, quantized.losses)
 

@@ -129,11 +129,17 @@ def configure(
     """
     if preset not in PRESETS:
         raise UsageError(f"no image tokenizer preset {preset!r}; there are {', '.join(PRESETS)}")
+    return amended(PRESETS[preset], f"preset {preset}", overrides, resolution)
+
+
+def amended(
+    base: ImageTokenizerConfig, where: str, overrides: Mapping[str, object] | None = None, resolution: int | None = None
+) -> ImageTokenizerConfig:
+    """Any configuration with some of its fields replaced; see :func:`configure`. ``where`` names it in messages."""
     wanted = dict(overrides or {})
     if resolution is not None:
         wanted.setdefault("preprocessing.size", resolution)
-    tree: dict[str, Any] = PRESETS[preset].model_dump(mode="json")
-    where = f"preset {preset}"
+    tree: dict[str, Any] = base.model_dump(mode="json")
     problems: list[str] = []
     # the kind goes first: it decides which other keys there are
     for key in sorted(wanted, key=lambda k: (k != "quantizer.kind", k)):

@@ -1,0 +1,183 @@
+"""Options of ``tokkit train-vq``, and what the recipes make of those that are not given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tokkit.tokenizers.image.presets import learning_rate
+from tokkit.training.discriminators import DiscriminatorKind
+from tokkit.training.engine.engine import Precision
+from tokkit.training.losses import GanLoss, ReconstructionLoss
+
+DEFAULT_STEPS = 5000
+
+RecipeName = Literal["plain", "gan"]
+
+# What the weights do not depend on: a run may go on with others of these.
+_NOT_SEMANTIC = {
+    *("inputs", "out", "threads", "resume", "log_every", "checkpoint_every", "keep_last", "tensorboard", "compile"),
+    *("recompute", "lpips_vgg", "lpips_heads", "logit_model", "gan_model", "init_from", "device"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a training does unless told otherwise.
+
+    Attributes:
+        loss: of the pixels.
+        gan: the discriminator; ``channels`` is its width.
+        ema: decay of the averaged weights, 0 for none.
+    """
+
+    loss: ReconstructionLoss
+    gan: DiscriminatorKind
+    channels: int
+    ema: float
+
+
+class TrainVQConfig(BaseModel):
+    """Options of the job. Those that are None take the recipe's, or the preset's, value.
+
+    Attributes:
+        inputs: paths, globs or ``format:path``, as for every job.
+        out: folder of the tokenizer; made if absent.
+        preset: where the tokenizer's configuration starts from.
+        init_from: a tokenizer's folder or a released checkpoint to go on from; its configuration then takes the preset's place.
+        overrides: ``section.field`` of that configuration to value.
+        resolution: side of the pictures in training and, later, in encoding; the preset's if not given.
+        steps: updates; if not given, 5000, or as many as ``max_minutes`` allows.
+        max_minutes: end after this time even if steps are left; the learning rate falls by whichever is further.
+        recipe: ``plain``: reconstruction only; ``gan``: L1, perceptual losses whose networks are given, a discriminator and
+            averaged weights. ``plain`` for the presets that are made for CPUs, ``gan`` for the others.
+        batch_size, lr, warmup, weight_decay: of the optimisation; ``batch_size`` is that of an update, over all processes;
+            ``lr`` is the peak, the preset's own if not given, and ``warmup`` a share of the run.
+        accumulate: parts of a batch that go through the network one after another.
+        loss, reconstruction_weight: of the pixels.
+        lpips_vgg, lpips_heads, lpips_weight: files for LPIPS (a VGG16 trunk and the linear heads), and its weight.
+        logit_model, logit_weight: folder of a classifier whose logits are compared (ResNet-50), and the weight.
+        gan: kind of discriminator; ``features`` looks at the features of ``gan_model`` (folder of DINO, DINOv2).
+        gan_loss, gan_weight, gan_adaptive: of the adversarial loss.
+        gan_start, gan_lead_in: share of the run after which it is on, and how long before that the discriminator learns alone.
+        lecam: weight of the discriminator's regularisation.
+        discriminator_lr, discriminator_channels: peak learning rate (the generator's if not given) and width.
+        ema: decay of the averaged weights, which are what is validated and written; 0 for none.
+        min_crop_area, flip: of the augmentation.
+        seed: of weights, order and augmentation.
+        device: ``cpu`` or ``cuda``; if not given, a GPU where there is one.
+        precision: ``bf16``: networks under autocast, losses and quantizer in float32; if not given, bf16 on a GPU.
+        compile: compile the networks (torch.compile).
+        recompute: compute activations again in the backward pass instead of keeping them: less memory, a third more time.
+        threads: of training; if not given, all cores or one, whichever is faster as measured while it goes. The weights then
+            depend on the machine by rounding; name a number to have them again to the byte.
+        val_fraction: share of pictures held out.
+        cache_mb: decoded pictures to hold; the rest of the input is not used.
+        log_every: steps between two lines of metrics.jsonl.
+        checkpoint_every: steps between two checkpoints; the newest ``keep_last`` are kept.
+        tensorboard: write TensorBoard's files too.
+        resume: go on from the newest checkpoint in ``out``, if there is one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    inputs: tuple[str, ...]
+    out: Path
+    preset: str = "fsq-tiny"
+    init_from: Path | None = None
+    overrides: dict[str, Any] = Field(default_factory=dict)
+    resolution: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1)
+    max_minutes: float | None = Field(default=None, gt=0)
+    recipe: RecipeName | None = None
+    batch_size: int = Field(default=8, ge=1)
+    lr: float | None = Field(default=None, gt=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    accumulate: int = Field(default=1, ge=1)
+    loss: ReconstructionLoss | None = None
+    reconstruction_weight: float = Field(default=1.0, gt=0)
+    lpips_vgg: Path | None = None
+    lpips_heads: Path | None = None
+    lpips_weight: float = Field(default=1.0, ge=0)
+    logit_model: Path | None = None
+    logit_weight: float = Field(default=0.1, ge=0)
+    gan: DiscriminatorKind | None = None
+    gan_model: Path | None = None
+    gan_loss: GanLoss = "hinge"
+    gan_weight: float = Field(default=0.1, ge=0)
+    gan_adaptive: bool = False
+    gan_start: float = Field(default=0.1, ge=0, lt=1)
+    gan_lead_in: float = Field(default=0.02, ge=0, lt=1)
+    lecam: float = Field(default=0.001, ge=0)
+    discriminator_lr: float | None = Field(default=None, gt=0)
+    discriminator_channels: int | None = Field(default=None, ge=1)
+    ema: float | None = Field(default=None, ge=0, lt=1)
+    min_crop_area: float = Field(default=0.8, gt=0, le=1)
+    flip: bool = True
+    seed: int = Field(default=0, ge=0)
+    device: Literal["cpu", "cuda"] | None = None
+    precision: Precision | None = None
+    compile: bool = False
+    recompute: bool = False
+    threads: int | None = Field(default=None, ge=1)
+    val_fraction: float = Field(default=0.05, ge=0, lt=1)
+    cache_mb: int = Field(default=2048, ge=1)
+    log_every: int = Field(default=20, ge=1)
+    checkpoint_every: int = Field(default=250, ge=1)
+    keep_last: int = Field(default=2, ge=1)
+    tensorboard: bool = False
+    resume: bool = False
+
+    @model_validator(mode="after")
+    def _together(self) -> TrainVQConfig:
+        if (self.lpips_vgg is None) != (self.lpips_heads is None):
+            raise ValueError("lpips_vgg and lpips_heads go together: LPIPS needs a trunk and its heads")
+        if self.gan == "features" and self.gan_model is None:
+            raise ValueError("gan features needs gan_model, the folder of a vision transformer (DINO, DINOv2)")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
+        return self
+
+    @property
+    def max_steps(self) -> int | None:
+        """Steps after which the run ends; None where only the time ends it."""
+        return DEFAULT_STEPS if self.steps is None and self.max_minutes is None else self.steps
+
+    @property
+    def for_cpu(self) -> bool:
+        """Whether the preset is one of the small ones."""
+        return self.preset.endswith("-tiny")
+
+    @property
+    def peak_lr(self) -> float:
+        """The learning rate at its peak; a quarter of the preset's where weights are gone on from."""
+        own = learning_rate(self.preset)
+        return self.lr if self.lr is not None else own / 4 if self.init_from is not None else own
+
+    @property
+    def resolved_recipe(self) -> Recipe:
+        """The recipe with what was given put into it."""
+        name = self.recipe or ("plain" if self.for_cpu else "gan")
+        adversarial: DiscriminatorKind = "patch" if self.for_cpu else "blur"
+        gan = self.gan if self.gan is not None else adversarial if name == "gan" else "none"
+        return Recipe(
+            loss=self.loss or ("l1" if name == "gan" else "l2"),
+            gan=gan,
+            channels=self.discriminator_channels
+            or ((32 if self.for_cpu else 128) if gan == "blur" else 32 if self.for_cpu else 64),
+            ema=self.ema if self.ema is not None else 0.999 if name == "gan" else 0.0,
+        )
+
+    def semantic(self) -> dict[str, Any]:
+        """The options that the weights depend on, beside the pictures and the contents of the files that are named."""
+        return {key: value for key, value in self.resolved().items() if key not in _NOT_SEMANTIC}
+
+    def resolved(self) -> dict[str, Any]:
+        """All options as plain JSON values, with what preset and recipe decide."""
+        recipe = self.resolved_recipe
+        decided = {"lr": self.peak_lr, "loss": recipe.loss, "gan": recipe.gan, "ema": recipe.ema}
+        return self.model_dump(mode="json") | decided | {"discriminator_channels": recipe.channels}
