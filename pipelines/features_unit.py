@@ -58,7 +58,7 @@ class FeatureProcessor(UnitProcessor):
                 f"to another --out"
             )
 
-    def batcher(self, alive: Callable[[], None]) -> ImageBatcher:
+    def batcher(self, index: int, alive: Callable[[], None]) -> ImageBatcher:
         encoder = _Encoder(self.encoder, self.config.batch_size, self.config.dtype)
         return ImageBatcher(cast(BatchEncoder, encoder), self.config.batch_size)
 

@@ -136,10 +136,30 @@ def cache(folder: Path, documents: list[DocumentEntry], shards: int = 2) -> Path
     split = Split(documents=len(documents), tokens=0, tokens_by_kind={}, shards=made)
     totals = FeatureTotals(items=0, missing=0, tokens=0, bytes=0, error=0, worst_error=0)
     manifest = CacheManifest(
-        tokkit="0", semantic={}, semantic_fingerprint="", numeric={}, numeric_fingerprint="", tokenizers={}, trial=None, sources=[],
-        ignored={}, units=1, documents={}, items={}, container_errors=0, splits={"train": split}, commits="", rejects="",
-        dtype="fp16", dim=DIM, pooled_dim=4, modality="image", text_vocab_size=99, encoder={}, features={"train": totals},
-    )  # fmt: skip
+        tokkit="0",
+        semantic={},
+        semantic_fingerprint="",
+        numeric={},
+        numeric_fingerprint="",
+        tokenizers={},
+        trial=None,
+        sources=[],
+        ignored={},
+        units=1,
+        documents={},
+        items={},
+        container_errors=0,
+        splits={"train": split},
+        commits="",
+        rejects="",
+        dtype="fp16",
+        dim=DIM,
+        pooled_dim=4,
+        modality="image",
+        text_vocab_size=99,
+        encoder={},
+        features={"train": totals},
+    )
     (folder / "manifest.json").write_text(record_json(manifest.model_dump(mode="json")))
     return folder
 
@@ -171,9 +191,7 @@ def test_a_row_is_its_document(folder: Path, documents: list[DocumentEntry]) -> 
         assert (row.pooled is None) == (not document.items)
         if row.pooled is not None:
             pooled = np.stack([restore(i.pooled.values, "fp16")[0] for i in document.items if i.pooled])
-            assert np.array_equal(
-                row.pooled.numpy(), np.stack([restore(i.pooled.values, "fp16")[0] for i in document.items if i.pooled])
-            )
+            assert np.array_equal(row.pooled.numpy(), pooled)
 
 
 @settings(max_examples=10, deadline=None)
