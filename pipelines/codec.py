@@ -8,13 +8,11 @@ full is padded), so a picture's codes do not depend on its neighbours.
 
 from __future__ import annotations
 
-import zipfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import groupby, islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -25,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokkit.errors import DataError, ItemError, UsageError
 from tokkit.media.images import DEFAULT_LIMITS, decode_image
+from tokkit.pipelines.code_files import Codes, Unused, output_names, reading, sidecar_of, writer
 from tokkit.pipelines.prepare import resolve_device
 from tokkit.pipelines.progress import Progress, Task
 from tokkit.sources.samples import is_picture_name
@@ -32,7 +31,6 @@ from tokkit.storage import pretty_json, read_json, replacing, write_atomic
 from tokkit.tokenizers.image import load_image_tokenizer
 from tokkit.tokenizers.image.model import ImageTokenizer
 
-Codes = npt.NDArray[np.int32]
 Item = TypeVar("Item")
 
 
@@ -74,15 +72,6 @@ class DecodeConfig(BaseModel):
     out: Path
     batch_size: int = Field(default=16, ge=1)
     device: str = "auto"
-
-
-@dataclass(frozen=True)
-class Unused:
-    """A file that gave no codes, and why."""
-
-    file: str
-    reason: str
-    message: str
 
 
 @dataclass
@@ -140,11 +129,11 @@ def encode_pictures(config: EncodeConfig, progress: Progress) -> EncodeResult:
     tokenizer = load_image_tokenizer(config.tokenizer, resolve_device(config.device))
     result = EncodeResult(str(config.out), tokenizer.fingerprint, ignored=ignored)
     batch = config.batch_size if config.input.is_dir() else 1
-    sidecar = _sidecar(config.out)
+    sidecar = sidecar_of(config.out)
     config.out.parent.mkdir(parents=True, exist_ok=True)
     sidecar.unlink(missing_ok=True)  # it would describe codes that are about to be replaced
     with replacing(config.out) as temporary, progress.task("encode", total=len(files), unit="pictures") as task:
-        with _writer(config.out, temporary) as write:
+        with writer(config.out, temporary) as write:
             for names, codes in _encoded(tokenizer, _inputs(tokenizer, root, files, result, task), batch):
                 for name, grid in zip(names, codes, strict=True):
                     write(name, grid)
@@ -205,22 +194,6 @@ def _encoded(
         yield [name for name, _ in group], tokenizer.encode_padded([picture for _, picture in group], batch)
 
 
-@contextmanager
-def _writer(out: Path, temporary: Path) -> Iterator[Callable[[str, Codes], None]]:
-    """What files an array under a name: into a zip as NumPy's, its times fixed, or as the whole file."""
-    if out.suffix == ".npz":
-        with zipfile.ZipFile(temporary, "w") as archive:
-            yield lambda name, grid: _write_member(archive, name, grid)
-    else:
-        with temporary.open("wb") as file:
-            yield lambda name, grid: np.lib.format.write_array(file, grid, allow_pickle=False)
-
-
-def _write_member(archive: zipfile.ZipFile, name: str, grid: Codes) -> None:
-    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
-        np.lib.format.write_array(member, grid, allow_pickle=False)
-
-
 def _described(tokenizer: ImageTokenizer, result: EncodeResult) -> CodesFile:
     return CodesFile(
         tokenizer=tokenizer.config.name,
@@ -251,7 +224,7 @@ def decode_pictures(config: DecodeConfig, progress: Progress) -> DecodeResult:
         raise UsageError(f"{config.tokenizer} encodes only: the checkpoint it was imported from holds no decoder")
     _check_fingerprint(config, tokenizer.fingerprint, progress)
     with _opened(config.codes, dimensions=2 if tokenizer.codebooks == 1 else 3) as (stored, read):
-        files = _file_names(config.codes, stored)
+        files = output_names(config.codes, stored, ".png")
         with progress.task("decode", total=len(files), unit="pictures") as task:
             checked = ((name, _checked(config.codes, name, read(name), tokenizer)) for name in files)
             for names, pixels in _decoded(tokenizer, checked, config.batch_size if len(files) > 1 else 1):
@@ -262,7 +235,7 @@ def decode_pictures(config: DecodeConfig, progress: Progress) -> DecodeResult:
 
 
 def _check_fingerprint(config: DecodeConfig, fingerprint: str, progress: Progress) -> None:
-    sidecar = _sidecar(config.codes)
+    sidecar = sidecar_of(config.codes)
     if not sidecar.exists():
         progress.log(f"{sidecar.name} is not there: whether the codes are this tokenizer's is not checked")
         return
@@ -283,7 +256,7 @@ def _opened(path: Path, dimensions: int) -> Iterator[tuple[list[str], Callable[[
     """Names, and what reads the array of a name. One picture's codes have so many dimensions."""
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
-    with _reading(path):
+    with reading(path):
         found = np.load(path, allow_pickle=False)
     if isinstance(found, np.ndarray):
         one = found.ndim <= dimensions
@@ -292,32 +265,11 @@ def _opened(path: Path, dimensions: int) -> Iterator[tuple[list[str], Callable[[
         return
 
     def read(name: str) -> object:
-        with _reading(path):
+        with reading(path):
             return found[name]
 
     with found:
         yield list(found), read
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """For as little as is read of the codes: what fails elsewhere, such as writing a picture, is not the file's fault."""
-    try:
-        yield
-    except Exception as error:  # NumPy, zipfile and zlib report damage by many exception types
-        raise DataError(f"{path}: damaged, or no file of codes ({error})") from None
-
-
-def _file_names(path: Path, names: list[str]) -> dict[str, str]:
-    """For each name a PNG's: without the old suffix, unless two would be one."""
-    unsafe = [name for name in names if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or not name]
-    if unsafe:
-        raise DataError(f"{path}: {unsafe[0]!r} is no name of a file below a folder")
-    if not names:
-        raise DataError(f"{path}: holds no codes")
-    bare = {name: str(PurePosixPath(name).with_suffix("")) for name in names}
-    count = Counter(bare.values()) + Counter(name for name in names if bare[name] != name)  # a.jpg.png must not be a.jpg
-    return {name: f"{bare[name] if count[bare[name]] == 1 else name}.png" for name in names}
 
 
 def _checked(path: Path, name: str, codes: object, tokenizer: ImageTokenizer) -> Codes:
@@ -353,10 +305,6 @@ def _write_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
 
 
 # ---- both
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(f"{path.name}.json")
 
 
 def _groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

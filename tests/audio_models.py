@@ -18,7 +18,7 @@ from tokkit.tokenizers.audio.encodec_package import import_encodec
 from tokkit.tokenizers.audio.importers.load import import_audio_tokenizer
 from tokkit.tokenizers.audio.model import EncodecTokenizer
 
-NEAR_TIE = 1e-6  # of two squared distances, relative
+ROUNDING = 1e-6  # of features: what some twenty layers in float32 add up to
 
 SMALL = {"dimension": 16, "n_filters": 4, "ratios": [8, 5, 4, 2]}
 
@@ -110,7 +110,8 @@ def theirs(model: Any, wave: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.in
 def ties(model: Any, wave: npt.NDArray[np.float32], one: npt.NDArray[np.int32], other: npt.NDArray[np.int32]) -> int:
     """Frames in which the two differ; each must be a near-tie of the package's own features, looked at in float64.
 
-    Only the first book that differs says something: the ones behind it have other residuals.
+    A tie: moved by :data:`ROUNDING` of its length, the feature would be as near to the chosen vector as to the nearest. Only
+    the first book that differs says something: the ones behind it have other residuals.
     """
     assert one.shape == other.shape
     different = np.flatnonzero((one != other).any(axis=0))
@@ -119,11 +120,16 @@ def ties(model: Any, wave: npt.NDArray[np.float32], one: npt.NDArray[np.int32], 
     features = _features(model, wave)
     for t in different:
         rest = features[t].clone()
+        blur = ROUNDING * float(rest.norm())
         for layer, a, b in zip(model.quantizer.vq.layers, one[:, t], other[:, t], strict=True):
             vectors = layer._codebook.embed.double()
             distances = (rest - vectors).pow(2).sum(1)
             if a != b:
-                assert distances.min() * (1 + NEAR_TIE) >= max(distances[a], distances[b]), f"frame {t}: no tie"
+                best = distances.argmin()
+                for code in (a, b):
+                    margin = float(distances[code] - distances[best])
+                    apart = float((vectors[code] - vectors[best]).norm())
+                    assert margin <= 2 * blur * apart, f"frame {t}: no tie ({margin})"
                 break
             rest = rest - vectors[a]
     return len(different)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,30 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from audio_models import chunked, imported, model_of, small_24k, small_48k, theirs, ties
 
 from tokkit.tokenizers.audio.model import EncodecTokenizer
 
-SHARED = os.environ.get("TOKKIT_SHARED")
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(SHARED is None, reason="TOKKIT_SHARED names no folder of recordings"),
-]
+pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def _clips(rate: int, channels: int) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+def _clips(data: Path, rate: int, channels: int) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
     soundfile, soxr = pytest.importorskip("soundfile"), pytest.importorskip("soxr")
-    folder = Path(str(SHARED)) / "data" / "audio"
+    folder = data / "audio"
     for line in (folder / "manifest.jsonl").read_text().splitlines():
         name = json.loads(line)["audio_filepath"]
         samples, found = soundfile.read(folder / name, dtype="float32", always_2d=True)
@@ -63,10 +48,10 @@ def _compare(model: Any, tokenizer: EncodecTokenizer, clips: dict[str, npt.NDArr
 
 
 @pytest.mark.parametrize("kind", ["24k", "48k"])
-def test_every_clip_with_a_small_network(kind: str, tmp_path: Path) -> None:
+def test_every_clip_with_a_small_network(kind: str, tmp_path: Path, shared_data: Path) -> None:
     model = small_24k() if kind == "24k" else small_48k()
     tokenizer = imported(model, tmp_path)
-    clips = dict(_clips(tokenizer.sample_rate, tokenizer.channels))
+    clips = dict(_clips(shared_data, tokenizer.sample_rate, tokenizer.channels))
     assert len(clips) == 166
     frames, different = _compare(model, tokenizer, clips)
     print(f"{kind}: {different} of {frames} frames differ")
@@ -74,7 +59,7 @@ def test_every_clip_with_a_small_network(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["24k", "48k"])
-def test_some_clips_with_the_whole_network(kind: str, tmp_path: Path) -> None:
+def test_some_clips_with_the_whole_network(kind: str, tmp_path: Path, shared_data: Path) -> None:
     """All books of the released sizes, on some clips of each kind."""
     options = {"full": True, "bins": 1024}
     model = (
@@ -84,7 +69,7 @@ def test_some_clips_with_the_whole_network(kind: str, tmp_path: Path) -> None:
     )
     tokenizer = imported(model, tmp_path)
     clips = {}
-    for name, clip in _clips(tokenizer.sample_rate, tokenizer.channels):
+    for name, clip in _clips(shared_data, tokenizer.sample_rate, tokenizer.channels):
         if sum(other.split("/")[0] == name.split("/")[0] for other in clips) < 2:
             clips[name] = clip[:, : 5 * tokenizer.sample_rate]
     assert len(clips) > 8

@@ -19,14 +19,6 @@ from tokkit.tokenizers.audio.presets import PRESETS
 Pair = tuple[Any, EncodecTokenizer]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def _zero_padded(model: Any) -> EncodecTokenizer:
     """A model that no ``.th`` can describe, with its weights put into the tokenizer by hand."""
     tokenizer = EncodecTokenizer(

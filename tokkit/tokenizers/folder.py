@@ -25,7 +25,19 @@ from tokkit.storage import canonical_json, pretty_json, write_atomic
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
+AUDIO_FORMAT = "tokkit-audio-tokenizer"
+
 Config = TypeVar("Config", bound=BaseModel)
+
+
+def format_of(folder: Path) -> str | None:
+    """What a folder's ``config.json`` says it is; None where there is no such file, or it says nothing."""
+    try:
+        described = json.loads((folder / CONFIG_FILE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    found = described.get("format") if isinstance(described, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def fingerprint_of_weights(identity: dict[str, Any], weights: dict[str, Tensor]) -> str:

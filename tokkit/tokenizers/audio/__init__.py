@@ -26,6 +26,13 @@ def load_audio_tokenizer(folder: str | Path, device: str | torch.device = "cpu")
     return read_audio_tokenizer(folder, device)
 
 
+def is_audio_tokenizer(folder: str | Path) -> bool:
+    """Whether a folder says that it holds an audio tokenizer; nothing else of it is looked at."""
+    from tokkit.tokenizers.folder import AUDIO_FORMAT, format_of
+
+    return format_of(Path(folder)) == AUDIO_FORMAT
+
+
 def save_audio_tokenizer(tokenizer: AudioTokenizer, folder: str | Path) -> None:
     """Write an audio tokenizer as ``config.json`` and ``model.safetensors``; same tokenizer, same bytes."""
     from tokkit.tokenizers.audio.storage import write_audio_tokenizer

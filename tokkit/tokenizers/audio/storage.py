@@ -11,9 +11,9 @@ from tokkit.errors import DataError
 from tokkit.tokenizers.audio.base import AudioTokenizer
 from tokkit.tokenizers.audio.config import AudioTokenizerConfig
 from tokkit.tokenizers.audio.model import EncodecTokenizer
-from tokkit.tokenizers.folder import CONFIG_FILE, FolderFormat, fingerprint_of_weights
+from tokkit.tokenizers.folder import AUDIO_FORMAT, CONFIG_FILE, FolderFormat, fingerprint_of_weights
 
-FOLDER = FolderFormat("tokkit-audio-tokenizer", 1, "an audio tokenizer", AudioTokenizerConfig)
+FOLDER = FolderFormat(AUDIO_FORMAT, 1, "an audio tokenizer", AudioTokenizerConfig)
 
 
 def write_audio_tokenizer(tokenizer: AudioTokenizer, folder: str | Path) -> None:
