@@ -29,7 +29,7 @@ def export(
         typer.Option(
             "--format",
             help="megatron (.bin, .idx), ds (datatrove, nanotron), olmo (headerless .npy), mds (mosaicml-streaming), parquet "
-            "(Hugging Face datasets), webdataset (tars), or hf-tokenizer: the vocabulary as a Hugging Face tokenizer.",
+            "or arrow (Hugging Face datasets), webdataset (tars), or hf-tokenizer (the vocabulary, for Transformers).",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to be made.")],

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import packing_corpus
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -26,7 +27,7 @@ from tokkit.storage import sha256_file
 
 SILENT = SilentProgress()
 L = 64
-FORMATS = ["megatron", "ds", "olmo", "mds", "parquet", "webdataset"]
+FORMATS = ["megatron", "ds", "olmo", "mds", "parquet", "arrow", "webdataset"]
 
 needs_megatron = pytest.mark.skipif(not importlib.util.find_spec("megatron"), reason="megatron-core is not installed")
 needs_datatrove = pytest.mark.skipif(not importlib.util.find_spec("datatrove"), reason="datatrove is not installed")
@@ -119,7 +120,14 @@ def read_olmo(path: Path, directory: Path) -> list[list[int]]:
 
 
 def read_parquet(path: Path, directory: Path) -> list[list[int]]:
-    table = pq.read_table(f"{path}.parquet")
+    return rows_of(pq.read_table(f"{path}.parquet"))
+
+
+def read_arrow(path: Path, directory: Path) -> list[list[int]]:
+    return rows_of(pa.ipc.open_file(pa.memory_map(f"{path}.arrow")).read_all())
+
+
+def rows_of(table: pa.Table) -> list[list[int]]:
     found: list[list[int]] = table.column("input_ids").to_pylist()
     if "position_ids" in table.column_names:
         for row in table.to_pylist():
@@ -171,7 +179,14 @@ def read_webdataset(path: Path, directory: Path) -> list[list[int]]:
     return [sample["input_ids.npy"].tolist() for sample in samples]
 
 
-READERS = {"megatron": read_megatron, "ds": read_ds, "olmo": read_olmo, "parquet": read_parquet, "webdataset": read_webdataset}
+READERS = {
+    "megatron": read_megatron,
+    "ds": read_ds,
+    "olmo": read_olmo,
+    "parquet": read_parquet,
+    "arrow": read_arrow,
+    "webdataset": read_webdataset,
+}
 
 
 def test_large_exports_are_cut_into_shards(directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -299,7 +314,8 @@ def test_datatrove_reads_windows(directory: Path, tmp_path: Path) -> None:
 def test_datasets_reads_the_tables(directory: Path, tmp_path: Path) -> None:
     from datasets import load_dataset
 
-    exported(directory, tmp_path / "packed", "parquet", "rows")
-    files = {"train": str(tmp_path / "packed" / "train" / "*.parquet")}
-    table = load_dataset("parquet", data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
-    assert table["input_ids"][:] == rows(directory, "train")
+    for to in ("parquet", "arrow"):
+        exported(directory, tmp_path / to, to, "rows")
+        files = {"train": str(tmp_path / to / "train" / f"*.{to}")}
+        table = load_dataset(to, data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
+        assert table["input_ids"][:] == rows(directory, "train")

@@ -11,6 +11,7 @@ ds           ``NAME.ds``, ``.ds.index``, ``.ds.metadata``, ``.ds.loss``    datat
 olmo         ``NAME.npy`` (headerless), ``NAME.csv.gz``                    OLMo-core, dolma
 mds          ``shard.NNNNN.mds``, ``index.json``                           mosaicml-streaming
 parquet      ``NAME.parquet``                                              Hugging Face ``datasets``, pandas, anything
+arrow        ``NAME.arrow`` (IPC file)                                     Hugging Face ``datasets``, pyarrow, polars
 webdataset   ``NAME.tar``                                                  webdataset
 ===========  ============================================================  ====================================================
 
@@ -26,7 +27,7 @@ from pathlib import Path
 from tokkit.shards.exports.part import Part
 from tokkit.shards.exports.payload import write_ds, write_megatron, write_olmo
 from tokkit.shards.exports.samples import write_mds, write_webdataset
-from tokkit.shards.exports.table import write_parquet
+from tokkit.shards.exports.table import write_arrow, write_parquet
 
 Writer = Callable[[Iterator[Part], Path], Iterator[tuple[Part | None, list[Path]]]]
 
@@ -44,6 +45,7 @@ FORMATS: dict[str, Writer] = {
     "olmo": partial(_one_by_one, write_olmo),
     "mds": write_mds,
     "parquet": partial(_one_by_one, write_parquet),
+    "arrow": partial(_one_by_one, write_arrow),
     "webdataset": partial(_one_by_one, write_webdataset),
 }
 """By name, what writes parts into a folder: it yields each part with the files that are finished by then, and last

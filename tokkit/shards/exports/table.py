@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +22,22 @@ def write_parquet(part: Part, folder: Path) -> list[Path]:
 
     Documents of which not all is to be predicted have ``learnt`` too (list of uint8, 0 at what is only given).
     """
-    path = folder / f"{part.name}.parquet"
+    return _write(
+        part, folder / f"{part.name}.parquet", lambda path, schema: pq.ParquetWriter(path, schema, compression="zstd")
+    )
+
+
+def write_arrow(part: Part, folder: Path) -> list[Path]:
+    """The same columns as an Arrow IPC file, ``.arrow``, not compressed: read through a memory map, row by row in any order."""
+    return _write(part, folder / f"{part.name}.arrow", pa.ipc.new_file)
+
+
+def _write(part: Part, path: Path, open_file: Callable[[str, pa.Schema], Any]) -> list[Path]:
     names = part.table() if part.table is not None else None
     loss = part.loss() if part.fields is None else None
     tokens, ends = part.tokens, part.ends
     with replacing(path) as temporary:
-        writer: pq.ParquetWriter | None = None
+        writer: Any = None
         try:
             for first, last in _groups(part.lengths):
                 begin = int(ends[first - 1]) if first else 0
@@ -43,7 +54,7 @@ def write_parquet(part: Part, folder: Path) -> list[Path]:
                     fields["learnt"] = loss[span].astype(np.uint8)
                 columns |= {key: _lists(values, lengths) for key, values in fields.items()}
                 table = pa.table(columns)
-                writer = writer or pq.ParquetWriter(temporary, table.schema, compression="zstd")
+                writer = writer or open_file(str(temporary), table.schema)
                 writer.write_table(table)
         finally:
             if writer is not None:
