@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokkit.cli.common import Debug, Json, Quiet, examples, session
+
+if TYPE_CHECKING:
+    from tokkit.pipelines.train_vq_plan import TrainVQPlan
 
 EXAMPLES = examples(
     "tokkit train-vq pairs/ --out vq/ --preset fsq-tiny --max-minutes 5",
@@ -118,7 +121,10 @@ def train_vq(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard's files too (needs the package).")
     ] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained (parameters, tokens, memory, steps), and stop.")
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -177,7 +183,15 @@ def train_vq(
         if set_:
             given = options.get("overrides", {})
             options["overrides"] = {**given, **assignments(set_)} if isinstance(given, dict) else given
-        result = job(validated(TrainVQConfig, str(config or "tokkit train-vq"), options), run.progress)
+        chosen = validated(TrainVQConfig, str(config or "tokkit train-vq"), options)
+        if dry_run:
+            from tokkit.pipelines.train_vq_plan import plan_vq
+
+            plan = plan_vq(chosen)
+            if not run.emit(asdict(plan) | {"memory": plan.memory}):
+                run.console.print(described(plan))
+            return
+        result = job(chosen, run.progress)
         if run.emit(asdict(result)):
             return
         psnr = "" if result.val_psnr is None else f", {result.val_psnr:.2f} dB PSNR on {result.held_out:,} held-out pictures"
@@ -185,3 +199,31 @@ def train_vq(
             f"{result.out}: {result.steps:,} steps on {result.pictures:,} pictures{psnr}, "
             f"{100 * result.codebook_usage:.1f} % of {result.codebook_size:,} codes in use"
         )
+
+
+def described(plan: TrainVQPlan) -> str:
+    """A plan for a person, a line for each thing that one may want to change."""
+    gib = 2**30
+    books = f"{plan.codebooks} codebooks of " if plan.codebooks > 1 else ""
+    length = f"{plan.steps:,} steps" if plan.steps else "steps"
+    length += f", at most {plan.max_minutes:g} minutes" if plan.max_minutes else ""
+    parts = f", in {plan.parts} parts of {plan.at_once}" if plan.parts > 1 else ""
+    lines = [
+        f"tokenizer      {plan.name}, {plan.parameters / 1e6:.2f} M parameters"
+        + (f", going on from weights {plan.weights_from[:12]}" if plan.weights_from else ""),
+        f"a picture      {plan.size} x {plan.size} px, {plan.tokens:,} tokens of {books}{plan.codebook_size:,} codes",
+        f"steps          {length} of {plan.batch_size} pictures{parts}"
+        + (f": {plan.steps * plan.batch_size:,} pictures" if plan.steps else ""),
+        f"memory         {plan.memory / gib:.2f} GiB: {plan.state_bytes / gib:.2f} for weights and optimisers, "
+        f"{plan.activation_bytes / gib:.2f} for activations; kernels' buffers come on top",
+        f"runs on        {plan.device}, networks in {plan.precision}",
+        f"input          {plan.bytes / 1e6:,.2f} MB",
+    ]
+    if plan.adversarial_from is not None and plan.discriminator_from is not None:
+        unit = "step {:,.0f}" if plan.steps else "{:.0%} of the run"
+        lines.insert(
+            1,
+            f"discriminator  {plan.discriminator_parameters / 1e6:.2f} M parameters, learns from "
+            f"{unit.format(plan.discriminator_from)}, adversarial loss from {unit.format(plan.adversarial_from)}",
+        )
+    return "\n".join(lines)

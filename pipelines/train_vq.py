@@ -180,7 +180,6 @@ class _Run:
         )
         watch = Watch(
             total_codes=size,
-            window_codes=self.window.window,
             learned_table=isinstance(self.start.config.quantizer, VqQuantizer | ResidualVqQuantizer),
             idle_loss=1.0 if config.gan_loss == "hinge" else log(2),
         )

@@ -265,6 +265,7 @@ class TrainingRun:
             "codebook_usage": self.window.usage,
             "perplexity": self.window.perplexity,
             "dead_codes": int((self.window.counts == 0).sum()),
+            "codes_counted": int(self.window.counts.sum()) // self.window.codebooks,
             "lr": self.engine.optimizer.param_groups[0]["lr"],
             f"{self.subject.items}_per_second": meter.steps * self.options.batch_size / meter.seconds,
             "waiting": meter.waited / meter.seconds,

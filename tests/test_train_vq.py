@@ -16,7 +16,7 @@ from PIL import Image as PILImage
 from safetensors.torch import load_file
 
 from tokkit.documents import Failure, Image, Outcome
-from tokkit.errors import ConfigError, DataError, FingerprintMismatch, TokkitError, UsageError
+from tokkit.errors import ConfigError, DataError, FingerprintMismatch, UsageError
 from tokkit.media.transforms import Preprocessing
 from tokkit.metrics.reconstruction import psnr
 from tokkit.pipelines.progress import SilentProgress
@@ -26,7 +26,7 @@ from tokkit.tokenizers.image import load_image_tokenizer
 from tokkit.tokenizers.image.presets import configure
 from tokkit.training import schedule
 from tokkit.training.augmentation import Augmentation, BatchMaker
-from tokkit.training.engine import Engine, Optimisation
+from tokkit.training.engine import DivergedError, Engine, Optimisation
 from tokkit.training.image_task import ImageTask, fresh_tokenizer
 from tokkit.training.pictures import Picture, Reject, read_pictures
 
@@ -93,7 +93,7 @@ def test_it_learns_and_leaves_everything_it_promises(
     assert validated[-1] > validated[0] + 1
     assert set(rows[0]) == {
         *("step", "loss", "psnr", "grad_norm", "val_psnr", "val_ssim", "val_lpips", "codebook_usage", "perplexity"),
-        *("dead_codes", "lr", "images_per_second", "waiting", "seconds", *extra),
+        *("dead_codes", "codes_counted", "lr", "images_per_second", "waiting", "seconds", *extra),
     }
     assert 0 < rows[-1]["codebook_usage"] <= 1
     tokenizer = load_image_tokenizer(tmp_path)
@@ -255,8 +255,12 @@ def test_options_without_end_are_refused(tmp_path: Path, key: str) -> None:
 
 
 def test_divergence_is_told(tmp_path: Path) -> None:
-    with pytest.raises(TokkitError, match="diverged"):
+    with pytest.raises(DivergedError, match="diverged"):
         train(tmp_path, lr=1e30, warmup=0)
+    alarm = json.loads((tmp_path / "alarms.jsonl").read_text().splitlines()[-1])
+    assert alarm["kind"] == "not-a-number"
+    assert "lower --lr" in alarm["advice"]
+    assert not (tmp_path / "config.json").exists()
 
 
 # ---- the parts

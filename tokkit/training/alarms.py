@@ -53,15 +53,13 @@ class Watch:
     """Looks at one row after another.
 
     Attributes:
-        total_codes: codes that can occur; usage says something only of a window with room for several of each.
-        window_codes: codes that the figures are taken over.
+        total_codes: codes that can occur; usage says something only where several for each of them were counted.
         learned_table: whether there is a codebook that could be left unused (VQ), rather than a fixed grid (FSQ).
         idle_loss: loss of a discriminator that knows nothing: 1 with hinge, log 2 with cross entropy.
         quality: the row's figure that reconstruction is judged by, higher is better, in dB.
     """
 
     total_codes: int
-    window_codes: int
     learned_table: bool = True
     idle_loss: float = 1.0
     quality: str = "psnr"
@@ -89,7 +87,7 @@ class Watch:
         if now is None or used is None or done < SETTLED:
             return None  # tables begin as features of the first batch: varied at first, then they come together
         self._peak = max(self._peak, now)
-        roomy = self.window_codes >= 4 * self.total_codes
+        roomy = (row.get("codes_counted") or 0) >= 4 * self.total_codes
         fallen = now < COLLAPSED * self._peak and now < SMALL * self.total_codes
         barely = self.learned_table and roomy and (used < BARELY_USED or now < FEW * self.total_codes)
         how = f"its highest was {self._peak:.0f}" if fallen else f"{100 * used:.1f} % of them occur"

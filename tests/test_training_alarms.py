@@ -1,0 +1,138 @@
+"""Alarms of training: each is provoked, by a run that goes wrong or by rows that say so, and a sound run has none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from test_train_vq import TINY_VQ, train
+
+from tokkit.training.alarms import Watch
+
+
+def sounded(out: Path) -> dict[str, dict[str, object]]:
+    path = out / "alarms.jsonl"
+    return {row["kind"]: row for row in map(json.loads, path.read_text().splitlines())} if path.exists() else {}
+
+
+def rows_of(count: int = 30, **last: float | None) -> list[dict[str, float | None]]:
+    """A run as it should be, but for its last rows."""
+    sound = [
+        {
+            "step": i,
+            "loss": 1 / (i + 1) + 0.1,
+            "grad_norm": 0.5,
+            "psnr": 15 + i / 5,
+            "val_psnr": 15 + i / 5,
+            "codebook_usage": 0.9,
+            "perplexity": 600.0 - i,
+            "codes_counted": 100_000.0,
+            "waiting": 0.1,
+        }
+        for i in range(count)
+    ]
+    return [*sound, *({**sound[-1], "step": count + i, **last} for i in range(5))]
+
+
+def kinds(rows: list[dict[str, float | None]], **options: object) -> list[str]:
+    watch = Watch(total_codes=1024, **options)  # type: ignore[arg-type]
+    return [alarm.kind for i, row in enumerate(rows) for alarm in watch.look(row, i / len(rows))]
+
+
+def test_a_sound_run_has_no_alarm(tmp_path: Path) -> None:
+    assert kinds(rows_of()) == []
+    train(tmp_path, steps=40, lr=1e-3)
+    assert sounded(tmp_path) == {}
+
+
+GAN = {"gan_weight": 0.1, "gan_loss": 0.9, "real_logits": 0.3, "fake_logits": -0.2}
+
+
+@pytest.mark.parametrize(
+    ("kind", "last"),
+    [
+        ("codebook-collapsing", {"perplexity": 40.0, "codebook_usage": 0.3}),
+        ("codebook-collapsing", {"codebook_usage": 0.03}),
+        ("gan-overpowering", {**GAN, "val_psnr": 15.0}),
+        ("gan-overpowering", {**GAN, "val_psnr": None, "psnr": 14.0}),
+        ("discriminator-winning", {**GAN, "gan_loss": 0.05, "real_logits": 4.0, "fake_logits": -5.0}),
+        ("gradients-exploding", {"grad_norm": 50.0}),
+        ("loss-rising", {"loss": 5.0}),
+        ("waiting-for-pictures", {"waiting": 0.8}),
+        ("overfitting", {"val_psnr": 18.0}),
+    ],
+)
+def test_rows_that_say_so_sound_an_alarm_once(kind: str, last: dict[str, float | None]) -> None:
+    assert kinds(rows_of(**last)) == [kind]
+    mended = {key: GAN[key] for key in GAN if key in last}
+    again = [*rows_of(**last), *rows_of(**mended)[-5:], *rows_of(**last)[-5:]]
+    assert kinds(again).count(kind) == 2
+
+
+def test_what_is_not_yet_or_not_so() -> None:
+    assert kinds(rows_of(**GAN)) == []
+    assert kinds(rows_of(codebook_usage=0.03), learned_table=False) == []  # a fixed grid need not be used up
+    assert kinds(rows_of(codebook_usage=0.03, codes_counted=900.0)) == []  # too few to say so
+    early = Watch(total_codes=1024)
+    assert early.look({"step": 1, "perplexity": 3.0, "codebook_usage": 0.01, "codes_counted": 1e6}, 0.05) == []
+
+
+def test_every_alarm_says_what_to_do() -> None:
+    watch = Watch(total_codes=1024)
+    found = [a for i, r in enumerate(rows_of(perplexity=20.0, codebook_usage=0.02)) for a in watch.look(r, i / 35)]
+    assert "perplexity is 20.0 of 1,024 codes" in found[0].message
+    assert "--lr" in found[0].advice
+    assert str(found[0]).startswith("ALARM codebook-collapsing at step 30: ")
+
+
+@pytest.mark.slow
+def test_a_codebook_that_collapses(tmp_path: Path) -> None:
+    """Nothing revived, nothing that ties features to codes, and large steps."""
+    overrides = TINY_VQ | {
+        "quantizer.codebook_size": 512,
+        "quantizer.codebook_dim": 16,
+        "quantizer.dead_code_share": 0,
+        "quantizer.normalize": False,
+        "quantizer.update": "gradient",
+        "quantizer.commitment_weight": 0,
+    }
+    result = train(tmp_path, preset="vq-tiny", overrides=overrides, steps=60, lr=0.05, warmup=0)
+    assert "codebook-collapsing" in sounded(tmp_path)
+    assert "codebook-collapsing" in result.alarms
+    assert "quantizer.dead_code_share" in (tmp_path / "training.html").read_text()
+
+
+@pytest.mark.slow
+def test_an_adversarial_loss_that_overpowers(tmp_path: Path) -> None:
+    train(
+        tmp_path,
+        recipe="gan",
+        ema=0,
+        discriminator_channels=8,
+        gan_weight=50.0,
+        gan_start=0.5,
+        steps=80,
+        lr=4e-3,
+    )
+    alarm = sounded(tmp_path)["gan-overpowering"]
+    assert int(str(alarm["step"])) > 40
+    assert "--gan-weight" in str(alarm["advice"])
+
+
+@pytest.mark.slow
+def test_a_discriminator_that_wins(tmp_path: Path) -> None:
+    """The generator is not made to answer it."""
+    train(
+        tmp_path,
+        recipe="gan",
+        discriminator_channels=16,
+        gan_weight=0.0,
+        gan_start=0.0,
+        lecam=0,
+        discriminator_lr=5e-3,
+        lr=1e-6,
+        steps=80,
+        warmup=0,
+    )
+    assert "discriminator-winning" in sounded(tmp_path)
