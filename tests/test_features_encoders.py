@@ -278,6 +278,45 @@ def test_slot_and_neighbours_change_nothing(saved: Saved, name: str, options: di
                 assert np.array_equal(items[before].pooled, alone.pooled)
 
 
+def test_batches_are_halved_until_slots_agree(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that treats the last slot of a batch of more than two otherwise, as some do at the end of a tensor."""
+    from tokkit.features.towers import PatchTower
+
+    run, seen = PatchTower.run, []
+
+    def uneven(self: PatchTower, units: Any, slots: int) -> Any:
+        out = run(self, units, slots)
+        seen.append(slots)
+        if slots > 2:
+            out.tokens[-1, 3, 5] += 1e-6
+        return out
+
+    folder, _, _ = saved("clip")
+    expected = features(encoder(folder), *SHAPES, batch_size=2)
+    monkeypatch.setattr(PatchTower, "run", uneven)
+    ours = encoder(folder)
+    for _ in range(2):
+        found = features(ours, *SHAPES, batch_size=8)
+        assert all(np.array_equal(a.features, b.features) for a, b in zip(found, expected, strict=True))
+    assert seen == [8, 4, 2] + [2] * 6  # looked for once
+
+
+def test_a_model_of_odd_sizes_is_the_same_in_every_slot(tmp_path: Path) -> None:
+    """Nothing in it is a multiple of a vector: without halving, the last slot differs on CPUs with wide vectors."""
+    from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel
+
+    torch.manual_seed(0)
+    odd = {"hidden_size": 200, "intermediate_size": 333, "num_hidden_layers": 4, "num_attention_heads": 5}
+    SiglipVisionModel(SiglipVisionConfig(**odd, image_size=70, patch_size=14)).save_pretrained(tmp_path)
+    SiglipImageProcessorPil(size={"height": 70, "width": 70}).save_pretrained(tmp_path)
+    ours = encoder(tmp_path, pooled="pooled")
+    [alone] = features(ours, (64, 131), batch_size=8)
+    for before in range(8):
+        items = features(ours, *[(97, 31)] * before, (64, 131), batch_size=8)
+        assert np.array_equal(items[before].features, alone.features), before
+        assert np.array_equal(items[before].pooled, alone.pooled), before
+
+
 def test_latents_are_what_the_quantizer_rounds(tmp_path: Path) -> None:
     from tokkit.tokenizers.image.config import ImageTokenizerConfig
     from tokkit.tokenizers.image.model import ImageTokenizer

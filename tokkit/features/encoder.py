@@ -7,6 +7,7 @@ as float32 and laid out. See :mod:`tokkit.features.base` for what it promises.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,6 +33,7 @@ from tokkit.features.mel import AudioPreparer
 from tokkit.features.preprocessing import ImagePreparer
 from tokkit.features.reductions import reduce, reduced_dim, reduced_grid
 from tokkit.features.resamplers import LearnedResampler
+from tokkit.features.slots import steady
 from tokkit.features.tilings import Size
 from tokkit.features.towers import Encoded, LlamaTower, QwenTower, Tower, Unit
 from tokkit.storage import fingerprint_of
@@ -82,6 +84,7 @@ class TowerEncoder:
     ) -> None:
         self.tower, self.preparer, self.options, self.resampler = tower, preparer, options, resampler
         self._steps = tuple(step for step in options.reductions if not isinstance(step, Resampler))
+        self._steady: dict[tuple[Any, ...], int] = {}
         self._check()
         self._about = about
         self._fingerprint = fingerprint_of({"code": CODE_VERSION, **self._identity()})
@@ -167,9 +170,13 @@ class TowerEncoder:
         return self._arranged(width, height).tokens if self.options.tokens else 0
 
     def encode(self, items: Sequence[Prepared], batch_size: int) -> list[ItemFeatures]:
-        """Features of each item, in order; the model sees batches of exactly ``batch_size`` views."""
+        """Features of each item, in order.
+
+        The model sees batches of exactly ``batch_size`` views, or of the half, the quarter, ... of it where only in these an
+        item comes out the same in every slot (:mod:`tokkit.features.slots`). This is found out at the first batch of a size.
+        """
         units = [(number, unit) for number, item in enumerate(items) for unit in self.tower.units(item)]
-        slots = self.tower.units_per_batch(batch_size)
+        slots = self._slots(self.tower.units_per_batch(batch_size), units[0][1]) if units else 1
         views: list[list[NDArray[np.float32]]] = [[] for _ in items]
         pooled: list[list[NDArray[np.float32]]] = [[] for _ in items]
         for start in range(0, len(units), slots):
@@ -182,6 +189,24 @@ class TowerEncoder:
                 for (number, _), vector in zip(chunk, out.pooled.float().cpu().numpy(), strict=False):
                     pooled[number].append(vector)
         return [self._item(item, views[number], pooled[number]) for number, item in enumerate(items)]
+
+    def _slots(self, asked: int, unit: Unit) -> int:
+        """Units of a batch, so that it does not matter which slot one is in."""
+        key = (asked, tuple(view.pixels.shape for view in unit[1]))
+        if key not in self._steady:
+            rng = np.random.default_rng(0)
+            noise = [replace(v, pixels=rng.standard_normal(v.pixels.shape, dtype=np.float32)) for v in unit[1]]
+
+            def run(slots: int) -> list[Tensor]:
+                out = self.tower.run([(unit[0], noise)] * slots, slots)
+                found = [] if out.pooled is None else [out.pooled]
+                if isinstance(out.tokens, Tensor):
+                    return [*found, self._reduced(out.tokens, out.grids[0])]
+                return [*found, *(torch.stack(views) for views in zip(*out.tokens, strict=True))]
+
+            with torch.autocast(self.tower.device.type, enabled=False):
+                self._steady[key] = steady(run, asked)
+        return self._steady[key]
 
     def _tokens(self, out: Encoded, units: Sequence[Unit]) -> Iterator[list[NDArray[np.float32]]]:
         """For each unit the reduced tokens of its views."""

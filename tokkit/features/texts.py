@@ -17,6 +17,7 @@ from torch import Tensor
 
 from tokkit.errors import DataError, UsageError
 from tokkit.features.checkpoints import licence_of, load_part, quiet, read_config, resolve, weights_digest
+from tokkit.features.slots import steady
 from tokkit.features.towers import unit_length
 from tokkit.storage import fingerprint_of
 
@@ -36,6 +37,7 @@ class TextEncoder:
         self._model, self._tokenizer, self._about, self._masked = model, tokenizer, about, masked
         self.length, self.dim = length, dim
         self._device = next(model.parameters()).device
+        self._steady: dict[int, int] = {}
         identity = {key: value for key, value in about.items() if key not in ("name", "licence")}
         self.fingerprint = fingerprint_of({**identity, "code": CODE_VERSION, "length": length})
 
@@ -50,8 +52,14 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], batch_size: int) -> NDArray[np.float32]:
-        """float32 ``[texts, dim]``, of length 1; the model sees batches of exactly ``batch_size`` texts."""
+        """float32 ``[texts, dim]``, of length 1, in batches of fixed shape as :class:`TowerEncoder` has them."""
         out = np.empty((len(texts), self.dim), np.float32)
+        if batch_size not in self._steady:
+            ids = torch.randint(1, 40, (1, self.length), generator=torch.Generator().manual_seed(0))
+            self._steady[batch_size] = steady(
+                lambda n: [self._embedded(ids.repeat(n, 1), torch.ones_like(ids).repeat(n, 1))], batch_size
+            )
+        batch_size = self._steady[batch_size]
         for start in range(0, len(texts), batch_size):
             chunk = list(texts[start : start + batch_size])
             found = self._tokenizer(
@@ -63,15 +71,15 @@ class TextEncoder:
                 return_attention_mask=True,
                 return_tensors="pt",
             )
-            out[start : start + len(chunk)] = self._embedded(found["input_ids"], found["attention_mask"])[: len(chunk)]
+            out[start : start + len(chunk)] = self._embedded(found["input_ids"], found["attention_mask"])[: len(chunk)].numpy()
         return out
 
-    def _embedded(self, ids: Tensor, mask: Tensor) -> NDArray[np.float32]:
+    def _embedded(self, ids: Tensor, mask: Tensor) -> Tensor:
         inputs = {"input_ids": ids.to(self._device)} | ({"attention_mask": mask.to(self._device)} if self._masked else {})
         with torch.autocast(self._device.type, enabled=False):
             output = self._model(**inputs)
         vectors = output.text_embeds if hasattr(output, "text_embeds") else output.pooler_output
-        return unit_length(vectors).cpu().numpy()
+        return unit_length(vectors).cpu()
 
 
 def load_text_encoder(source: str | Path, *, device: str | torch.device = "cpu", allow_download: bool = False) -> TextEncoder:
