@@ -409,6 +409,74 @@ def test_weights_that_are_missing_damaged_or_too_large(saved: Saved, tmp_path: P
         encoder(other)
 
 
+def test_weights_in_several_files_or_pickled(saved: Saved, tmp_path: Path) -> None:
+    """Pickles are read by the restricted reader: what would run code is refused."""
+    folder, model, _ = saved("blip2")
+    step = {"kind": "resampler", "path": folder}
+    [expected] = features(encoder(folder, reductions=[step]), SHAPES[1])
+    shutil.copytree(folder, tmp_path / "parts")
+    (tmp_path / "parts" / "model.safetensors").unlink()
+    model.save_pretrained(tmp_path / "parts", max_shard_size="30KB")
+    assert len(list((tmp_path / "parts").glob("*.safetensors"))) > 2
+    [found] = features(encoder(tmp_path / "parts", reductions=[step | {"path": tmp_path / "parts"}]), SHAPES[1])
+    assert np.array_equal(found.features, expected.features)
+
+    folder, model, _ = saved("clip")
+    shutil.copytree(folder, tmp_path / "old")
+    (tmp_path / "old" / "model.safetensors").unlink()
+    torch.save(model.state_dict(), tmp_path / "old" / "pytorch_model.bin")
+    assert encoder(tmp_path / "old").fingerprint == encoder(folder).fingerprint
+    torch.save({"a": Hostile(tmp_path / "ran")}, tmp_path / "old" / "pytorch_model.bin")
+    with pytest.raises(DataError, match="weights"):
+        encoder(tmp_path / "old")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_name_on_the_hub(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetched only where that is allowed; the manifest names the revision. Pickles are fetched only where nothing else is."""
+    import huggingface_hub
+
+    from tokkit.errors import TransientError
+
+    folder, model, _ = saved("clip")
+    snapshot = tmp_path / "snapshots" / "0a1b"
+    shutil.copytree(folder, snapshot)
+    asked: list[Any] = []
+
+    def fetch(name: str, **how: Any) -> str:
+        asked.append((name, how))
+        return str(snapshot)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    with pytest.raises(UsageError, match="only where that is allowed"):
+        load_feature_encoder("some/clip")
+    assert not asked
+    assert load_feature_encoder("some/clip", allow_download=True).describe()["name"] == "some/clip@0a1b"
+    assert [name for name, _ in asked] == ["some/clip"]
+    assert not any("bin" in pattern for pattern in asked[0][1]["allow_patterns"])
+    (snapshot / "model.safetensors").unlink()
+    torch.save(model.state_dict(), snapshot / "pytorch_model.bin")
+    load_feature_encoder("some/clip", allow_download=True)
+    assert asked[-1] == ("some/clip", {"revision": "0a1b", "allow_patterns": ["pytorch_model*.bin"]})
+
+    def fail(name: str, **how: Any) -> str:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(TransientError, match="no route to host"):
+        load_feature_encoder("some/clip", allow_download=True)
+
+
+class Hostile:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [

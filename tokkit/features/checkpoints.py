@@ -48,11 +48,19 @@ def resolve(source: str | Path, allow_download: bool) -> Path:
     except ImportError:
         raise UsageError(HINT) from None
     try:
-        return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
+        fetched = Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
+        if not any(fetched.glob("*.safetensors")):  # older models have pickled weights only
+            snapshot_download(name, revision=fetched.name, allow_patterns=["pytorch_model*.bin"])
+        return fetched
     except RepositoryNotFoundError:
         raise UsageError(f"{source}: the Hugging Face hub has no public model of that name") from None
     except (OSError, ValueError) as error:
         raise TransientError(f"{source}: could not be fetched from the Hugging Face hub: {error}") from None
+
+
+def name_of(source: str | Path, folder: Path) -> str:
+    """What a manifest calls a model: the folder's name, or the hub's with the revision that was fetched; never a path."""
+    return folder.resolve().name if folder == Path(source) else f"{source}@{folder.name}"
 
 
 def read_config(folder: Path) -> Any:

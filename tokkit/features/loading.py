@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tokkit.errors import DataError, UsageError
 from tokkit.features.base import FeatureOptions, Layer, Resampler
-from tokkit.features.checkpoints import HINT, licence_of, load_part, read_config, resolve, weights_digest
+from tokkit.features.checkpoints import HINT, licence_of, load_part, name_of, read_config, resolve, weights_digest
 from tokkit.features.encoder import TowerEncoder
 from tokkit.features.latents import is_tokenizer, latent_encoder
 from tokkit.features.mel import AudioPreparer, read_audio_preprocessing
@@ -82,8 +82,7 @@ def load(source: str | Path, options: FeatureOptions, *, device: str | torch.dev
     except ImportError:
         raise UsageError(HINT) from None
     config = read_config(folder)
-    name = str(source) if folder != Path(source) else folder.resolve().name
-    here = Source(folder, name, config, options, device)
+    here = Source(folder, name_of(source, folder), config, options, device)
     build = BUILDERS.get(config.model_type)
     if build is None:
         raise UsageError(

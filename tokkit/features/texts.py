@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokkit.errors import DataError, UsageError
-from tokkit.features.checkpoints import licence_of, load_part, quiet, read_config, resolve, weights_digest
+from tokkit.features.checkpoints import licence_of, load_part, name_of, quiet, read_config, resolve, weights_digest
 from tokkit.features.slots import steady
 from tokkit.features.towers import unit_length
 from tokkit.storage import fingerprint_of
@@ -106,7 +106,7 @@ def load_text_encoder(source: str | Path, *, device: str | torch.device = "cpu",
     clip = config.model_type == "clip"
     tokenizer, tokenizer_digest = _tokenizer(folder)
     about = {
-        "name": str(source) if folder != Path(source) else folder.resolve().name,
+        "name": name_of(source, folder),
         "licence": licence_of(folder),
         "family": f"{config.model_type}-text",
         "weights": digest,
