@@ -18,7 +18,7 @@ HEAVY = ("torch", "webdataset", "vector_quantize_pytorch", "numba", "pyarrow", "
     "code",
     [
         "import tokkit",
-        "import tokkit.pipelines, tokkit.sources, tokkit.tokenizers, tokkit.cli.main",
+        "import tokkit.pipelines, tokkit.sources, tokkit.tokenizers, tokkit.features, tokkit.cli.main",
         "import sys; sys.argv = ['tokkit', '--help']; from tokkit.cli.main import app; app(standalone_mode=False)",
         "import sys; sys.argv = ['tokkit', 'shard', '--help']; from tokkit.cli.main import app; app(standalone_mode=False)",
     ],
