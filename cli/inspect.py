@@ -34,9 +34,10 @@ def inspect(
     document: Annotated[
         str | None, typer.Option(help="Decode this document: a number, SPLIT:NUMBER, an id or a locator.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Write the document there, as Markdown and PNG.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the document there, as Markdown, PNG and WAV.")] = None,
     text_tokenizer: Annotated[Path | None, typer.Option(help="Where it is now, if it was moved.")] = None,
     image_tokenizer: Annotated[Path | None, typer.Option(help="Where it is now, if it was moved.")] = None,
+    audio_tokenizer: Annotated[Path | None, typer.Option(help="Where it is now, if it was moved.")] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -61,6 +62,7 @@ def inspect(
             out=out,
             text_tokenizer=text_tokenizer,
             image_tokenizer=image_tokenizer,
+            audio_tokenizer=audio_tokenizer,
         )
         found = inspect_document(config, run.progress)
         if run.emit(asdict(found)):

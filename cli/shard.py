@@ -90,6 +90,9 @@ def shard(
     image_tokenizer: Annotated[
         Path | None, typer.Option(help="Image tokenizer folder; without one pictures are left out.", rich_help_panel=TOKENS)
     ] = None,
+    audio_tokenizer: Annotated[
+        Path | None, typer.Option(help="Audio tokenizer folder; without one sounds are left out.", rich_help_panel=TOKENS)
+    ] = None,
     text_vocab_size: Annotated[
         int | None, typer.Option(help="Ids kept for text (the model's embedding rows).", rich_help_panel=TOKENS)
     ] = None,
@@ -108,6 +111,27 @@ def shard(
             help="plain, rows (a marker after each row), grid (two size tokens first) or emu3 (the size in digits, then rows).",
             rich_help_panel=TOKENS,
         ),
+    ] = None,
+    audio_layout: Annotated[
+        str | None,
+        typer.Option(
+            show_default="flat",
+            help="flat (frame by frame), book_major (codebook by codebook) or delay (each codebook some steps late).",
+            rich_help_panel=TOKENS,
+        ),
+    ] = None,
+    audio_delays: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,...",
+            show_default="0,1,2,...",
+            help="With --audio-layout delay: steps that each codebook is late, e.g. 0,1,1,1.",
+            rich_help_panel=TOKENS,
+        ),
+    ] = None,
+    audio_books: Annotated[
+        int | None,
+        typer.Option(show_default="all", help="Codebooks of a sound that are kept, coarsest first.", rich_help_panel=TOKENS),
     ] = None,
     pair_order: Annotated[
         str | None,
@@ -305,6 +329,10 @@ def shard(
         float | None,
         typer.Option(show_default="20.0", help="Filter pictures longer than so many times their width.", rich_help_panel=KEPT),
     ] = None,
+    min_seconds: Annotated[
+        float | None, typer.Option(show_default="0.0", help="Filter sounds shorter than this.", rich_help_panel=KEPT)
+    ] = None,
+    max_seconds: Annotated[float | None, typer.Option(help="Filter sounds longer than this.", rich_help_panel=KEPT)] = None,
     pack: Annotated[
         int | None, typer.Option(metavar="SEQ_LEN", help="Also plan packed sequences of this length.", rich_help_panel=BESIDES)
     ] = None,
@@ -353,6 +381,7 @@ def shard(
 
         bounds: dict[str, float | None] = {"max_pixels": max_pixels, "min_pixels": min_pixels}
         bounds |= {"min_side": min_side, "max_side": max_side, "max_aspect": max_aspect}
+        lengths = {"min_seconds": min_seconds, "max_seconds": max_seconds}
         resolved = resolve(
             load_recipe(recipe) if recipe is not None else Recipe(),
             set_ or [],
@@ -362,9 +391,13 @@ def shard(
                 "text_tokenizer": text_tokenizer,
                 "vocabulary_from": vocabulary_from,
                 "image_tokenizer": image_tokenizer,
+                "audio_tokenizer": audio_tokenizer,
                 "text_vocab_size": text_vocab_size,
                 "text_engine": text_engine,
                 "image_layout": image_layout,
+                "audio_layout": audio_layout,
+                "audio_delays": None if audio_delays is None else audio_delays.split(","),
+                "audio_books": audio_books,
                 "pair_order": pair_order,
                 "text_joiner": text_joiner,
                 "alt_text": alt_text,
@@ -399,6 +432,7 @@ def shard(
                 "max_reject_ratio": max_reject_ratio,
                 "max_consecutive_rejects": max_consecutive_rejects,
                 "image_limits": {key: value for key, value in bounds.items() if value is not None} or None,
+                "audio_limits": {key: value for key, value in lengths.items() if value is not None} or None,
                 "pack": pack,
                 "report_documents": report_documents,
                 "shard_index": shard_index,

@@ -240,9 +240,11 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
         table.add_row(stage, f"{seconds:.2f}", rate)
     console.print(table)
     seconds = max(summary["seconds"], 1e-9)
+    sounds = f"{summary['sounds']:,} sounds, " if summary["sounds"] else ""
     console.print(
-        f"{summary['documents']:,} documents, {summary['images']:,} pictures, {summary['tokens']:,} tokens in {seconds:.1f} s "
-        f"with {summary['workers']} workers: {summary['tokens'] / seconds:,.0f} tokens/s, bound by {summary['bound_by']}"
+        f"{summary['documents']:,} documents, {summary['images']:,} pictures, {sounds}{summary['tokens']:,} tokens in "
+        f"{seconds:.1f} s with {summary['workers']} workers: {summary['tokens'] / seconds:,.0f} tokens/s, bound by "
+        f"{summary['bound_by']}"
     )
     if "encoder" in summary:
         encoder = summary["encoder"]

@@ -45,6 +45,7 @@ def verify(
     ] = None,
     text_tokenizer: Annotated[Path | None, typer.Option(help="Where it is now, if it was moved.")] = None,
     image_tokenizer: Annotated[Path | None, typer.Option(help="Where it is now, if it was moved.")] = None,
+    audio_tokenizer: Annotated[Path | None, typer.Option(help="Where it is now, if it was moved.")] = None,
     filters: Annotated[
         list[str] | None,
         typer.Option(
@@ -73,12 +74,14 @@ def verify(
             "--images": images,
             "--text-tokenizer": text_tokenizer,
             "--image-tokenizer": image_tokenizer,
+            "--audio-tokenizer": audio_tokenizer,
             "--filter": filters,
         }
         if reencode is None and (extra := [flag for flag, value in {**only, "--device": device}.items() if value]):
             raise UsageError(f"{', '.join(extra)}: only with --reencode N")
         options: dict[str, object] = {"directory": directory, "checksums": checksums, "reencode": reencode, "seed": seed}
         options |= {"text_tokenizer": text_tokenizer, "image_tokenizer": image_tokenizer, "device": device}
+        options["audio_tokenizer"] = audio_tokenizer
         options["filters"] = None if filters is None else tuple(filters)
         options["inputs"] = None if inputs is None else tuple(inputs)
         options["images"] = None if images is None else tuple(images)

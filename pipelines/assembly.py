@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from PIL import Image
 
@@ -25,6 +25,12 @@ class Slot:
     media: Media
     failure: Failure | None = None
     codes: Ids | None = None
+    sound: AudioCodes | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing more is to come of it."""
+        return self.failure is not None or self.codes is not None or self.sound is not None
 
     @property
     def missing(self) -> bool:
@@ -46,7 +52,7 @@ class Pending:
         self.characters = sum(len(segment.text) for segment in self.segments if isinstance(segment, Text))
 
     def ready(self) -> bool:
-        return not self.slots or all(slot.failure is not None or slot.codes is not None for slot in self.slots)
+        return not self.slots or all(slot.done for slot in self.slots)
 
 
 def verdict(document: Document, slots: list[Slot], missing: MissingImage = "drop-image") -> Failure | None:
@@ -78,18 +84,41 @@ def open_picture(slot: Slot, image_tokenizer: bool, limits: ImageLimits) -> Imag
         image_tokenizer: whether the run has one.
         limits: bounds on pictures.
     """
-    if isinstance(slot.media, Audio):
-        slot.failure = Failure(Outcome.FILTERED, "no-audio-tokenizer", "this run has no audio tokenizer")
-    elif not image_tokenizer:
+    if not image_tokenizer:
         slot.failure = Failure(Outcome.FILTERED, "no-image-tokenizer", "this run has no image tokenizer")
     else:
         assert slot.media.data is not None
         try:
             return decode_image(slot.media.data, limits)
         except ItemError as error:
-            outcome = Outcome.FILTERED if isinstance(error, UnwantedItem) else Outcome.REJECTED
-            slot.failure = Failure(outcome, error.reason, error.message)
+            slot.failure = failure_of(error)
     return None
+
+
+Made = TypeVar("Made")
+
+
+def made_of_sound(slot: Slot, make: Callable[[Audio], Made] | None) -> Made | None:
+    """What is made of a slot's sound, or None with the slot's failure set.
+
+    Args:
+        make: may raise ItemError; None where the run has no audio tokenizer.
+    """
+    assert isinstance(slot.media, Audio)
+    if make is None:
+        slot.failure = Failure(Outcome.FILTERED, "no-audio-tokenizer", "this run has no audio tokenizer")
+        return None
+    try:
+        return make(slot.media)
+    except ItemError as error:
+        slot.failure = failure_of(error)
+        return None
+
+
+def failure_of(error: ItemError) -> Failure:
+    """What becomes of a media item that cannot be used."""
+    outcome = Outcome.FILTERED if isinstance(error, UnwantedItem) else Outcome.REJECTED
+    return Failure(outcome, error.reason, error.message)
 
 
 class Given(str):
@@ -125,6 +154,8 @@ def codes_of(slot: Slot) -> ImageCodes | AudioCodes | ImageGap:
     """A slot's codes as a part of the sequence, or the place that is kept for a missing picture."""
     if slot.missing:
         return ImageGap()
+    if slot.sound is not None:
+        return slot.sound
     assert slot.codes is not None
     return ImageCodes(slot.codes, slot.media.hash, slot.media.loss)
 

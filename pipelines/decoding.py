@@ -1,4 +1,4 @@
-"""Documents back from their tokens: text through the text tokenizer, pictures through the image tokenizer's decoder.
+"""Documents back from their tokens: text through the text tokenizer, pictures and sounds through their tokenizers' decoders.
 
 Used by ``tokkit inspect`` and the report. The tokenizers are found where the run had them (``run/job.json``) or named anew, and
 must have the fingerprints that the manifest names: codes read with other weights would be another picture.
@@ -8,19 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from tokkit.errors import DataError, UsageError
-from tokkit.interleave import ImageCodes, ImageGap, Layout, TextCodes, decode
+from tokkit.interleave import ImageCodes, ImageGap, TextCodes, decode
 from tokkit.shards.manifest import Manifest, TokenizerEntry, load_manifest
 from tokkit.shards.native import TokenShards, open_shards
 from tokkit.storage import read_json
 from tokkit.vocabulary import UnifiedVocabulary
 
 if TYPE_CHECKING:
+    from tokkit.tokenizers.audio.base import AudioTokenizer
     from tokkit.tokenizers.image.model import ImageTokenizer
     from tokkit.tokenizers.text import TextTokenizer
 
@@ -42,10 +43,12 @@ class DecodedImage:
 
 @dataclass(frozen=True, eq=False)
 class DecodedAudio:
-    """A sound; its codes int32 [K, T]."""
+    """A sound as float32 [channels, n] at ``sample_rate``, or None where there is no decoder; its codes int32 [K, T]."""
 
     codes: npt.NDArray[np.int32]
     tokens: int
+    samples: npt.NDArray[np.float32] | None = None
+    sample_rate: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,22 +81,28 @@ class DocumentDecoder:
 
     Args:
         directory: of the output.
-        text_tokenizer, image_tokenizer: where they are now, if not where the run had them.
+        text_tokenizer, image_tokenizer, audio_tokenizer: where they are now, if not where the run had them.
 
     Raises:
         DataError: the directory is not finished or damaged, or a tokenizer is not the one that was used.
         UsageError: a tokenizer is no longer where it was.
     """
 
-    def __init__(self, directory: Path, text_tokenizer: Path | None = None, image_tokenizer: Path | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        text_tokenizer: Path | None = None,
+        image_tokenizer: Path | None = None,
+        audio_tokenizer: Path | None = None,
+    ) -> None:
         self.directory = directory
         self.manifest: Manifest = load_manifest(directory)
         self.vocabulary = UnifiedVocabulary.load(directory / "vocabulary.json")
-        entry = self.manifest.layout
-        self.layout = Layout(entry.image, entry.image_grid, entry.gaps)  # type: ignore[arg-type]
+        self.layout = self.manifest.layout.layout
         self.shards: dict[str, TokenShards] = {name: open_shards(directory, name) for name in self.manifest.splits}
         self._text = self._load_text(text_tokenizer)
         self._image = self._load_image(image_tokenizer)
+        self._audio = self._load_audio(audio_tokenizer)
 
     def decode(self, split: str, number: int) -> DecodedDocument:
         """Document ``number`` of a split.
@@ -103,6 +112,9 @@ class DocumentDecoder:
         """
         shards = self.shards[split]
         parts: list[DecodedPart] = []
+        row = shards.row(number)
+        spans = cast("list[dict[str, Any]]", row["spans"])
+        sounds = iter([span for span in spans if span["modality"] == "audio"])
         for part in decode(shards.tokens(number), self.vocabulary, self.layout):
             if isinstance(part, TextCodes):
                 parts.append(DecodedText(self._text.decode(part.codes), len(part.codes)))
@@ -111,8 +123,8 @@ class DocumentDecoder:
             elif isinstance(part, ImageGap):
                 parts.append(DecodedGap())
             else:
-                parts.append(DecodedAudio(part.codes, part.codes.size))
-        return DecodedDocument(split, number, shards.row(number), parts)
+                parts.append(self._sound(part.codes, next(sounds, {})))
+        return DecodedDocument(split, number, row, parts)
 
     def find(self, name: str) -> tuple[str, int]:
         """The document called ``name``: ``NUMBER`` (of the first split), ``SPLIT:NUMBER``, an id or a locator.
@@ -160,6 +172,25 @@ class DocumentDecoder:
         tokenizer = load_image_tokenizer(path, device="cpu")
         same_tokenizer(self.manifest.tokenizers["image"], tokenizer.fingerprint, path)
         return tokenizer
+
+    def _load_audio(self, given: Path | None) -> AudioTokenizer | None:
+        if "audio" not in self.manifest.tokenizers:
+            return None
+        from tokkit.tokenizers.audio import load_audio_tokenizer
+
+        path = recorded_tokenizer(self.directory, "audio", given)
+        tokenizer = load_audio_tokenizer(path, device="cpu")
+        same_tokenizer(self.manifest.tokenizers["audio"], tokenizer.fingerprint, path)
+        return tokenizer
+
+    def _sound(self, codes: npt.NDArray[np.int32], span: dict[str, Any]) -> DecodedAudio:
+        if self._audio is None:
+            return DecodedAudio(codes, codes.size)
+        from tokkit.tokenizers.audio.base import AudioCode
+
+        scales = np.array(span["scales"], dtype=np.float32) if span.get("scales") else None
+        samples = self._audio.decode(AudioCode(codes, scales, span.get("samples", 0)))
+        return DecodedAudio(codes, codes.size, samples, self._audio.sample_rate)
 
     def _pixels(self, codes: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8] | None:
         if self._image is None or not self._image.has_decoder:

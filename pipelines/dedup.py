@@ -145,7 +145,9 @@ class Deduplicator:
         if missing and len(missing) < len(plan.units):
             run.progress.log(f"going on: {len(plan.units) - len(missing)} of {len(plan.units)} units are indexed")
         refusing = run.setup.tokenizers["text"].kind != "sentencepiece"
-        task = IndexTask(config, plan.sources, run.setup.vocabulary, self._folder, refusing, run.setup.filters)
+        task = IndexTask(
+            config, plan.sources, run.setup.vocabulary, self._folder, refusing, run.setup.filters, run.setup.sounds
+        )
         units = Counter[str]()
         with run.progress.task("index", total=sum(p.unit.bytes for p in missing) / 1e6, unit="MB") as bar:
 

@@ -174,7 +174,7 @@ def features_part(config: FeaturesConfig, progress: Progress) -> PartResult:
         return PartResult(config.out, len(committed(run)), len(run.plan.units), summary)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FeatureSetup(Setup):
     """What the options come to, with what the manifest says of the encoder.
 

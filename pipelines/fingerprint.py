@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable, Mapping
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tokkit.errors import DataError, FingerprintMismatch, UsageError
+from tokkit.media.audio import audio_packages
 from tokkit.storage import create_if_absent, fingerprint_of, is_attempt, pretty_json, read_json
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ def numeric_environment(
     more_packages: Iterable[str] = (),
     precision: Precision = "fp32",
     acceleration: Acceleration = "none",
+    sounds: bool = False,
 ) -> dict[str, object]:
     """What rounding may depend on, on this machine, and what reading may.
 
@@ -48,6 +51,10 @@ def numeric_environment(
             it is loaded.
         more_packages: those whose versions may change what the sources' documents are.
         precision, acceleration: of the network that encodes (:mod:`tokkit.tokenizers.image.bulk`).
+        sounds: whether sounds are encoded, so that what decodes and resamples them matters.
+
+    Raises:
+        UsageError: a package that sounds need is not installed.
     """
     engine = (*(() if text_engine == "library" else (text_engine,)), *sorted(more_packages))
     if device is None:
@@ -59,7 +66,7 @@ def numeric_environment(
         name = torch.cuda.get_device_name(device)
     else:
         name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
-    return {
+    found: dict[str, object] = {
         "device": name,
         "precision": precision,
         **({} if acceleration == "none" else {"acceleration": acceleration}),
@@ -68,6 +75,14 @@ def numeric_environment(
         "packages": {p: version(p).split("+")[0] for p in sorted((*PACKAGES, *engine))},
         "decoders": {c: features.version(c) for c in ("jpg", "zlib", "webp", "avif", "libtiff", "jpg_2000")},
     }
+    return found | ({"sounds": _sound_packages()} if sounds else {})
+
+
+def _sound_packages() -> dict[str, str]:
+    """Versions of what turns a sound's bytes into codes; encodec only where it is installed."""
+    with suppress(PackageNotFoundError):
+        return audio_packages() | {"encodec": version("encodec")}
+    return audio_packages()
 
 
 def claim_directory(

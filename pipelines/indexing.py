@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING
 
 from tokkit.dedup.index import IndexBuilder, ItemKeys
 from tokkit.dedup.perceptual import NO_HASH, picture_hash
-from tokkit.documents import Document, Failure, Media, Outcome, Text
+from tokkit.documents import Audio, Document, Failure, Media, Outcome, Text
 from tokkit.errors import BudgetExceeded, ItemError
 from tokkit.failpoints import failpoint
 from tokkit.pipelines.admission import Admission
-from tokkit.pipelines.assembly import Slot, join_texts, open_picture, verdict
+from tokkit.pipelines.assembly import Slot, join_texts, made_of_sound, open_picture, verdict
 from tokkit.pipelines.duplicates import index_path
 from tokkit.pipelines.plan import PlannedUnit, check_unchanged
+from tokkit.pipelines.sounds import SoundReader
 from tokkit.pipelines.work import Report, Work
 from tokkit.sources.base import ContainerDamage, Source
 from tokkit.vocabulary import UnifiedVocabulary
@@ -54,6 +55,7 @@ class IndexTask:
         folder: ``run/index``.
         refusing: the text tokenizer refuses some texts.
         filters: digests of the user's functions (:class:`~tokkit.pipelines.admission.Admission`); None takes any.
+        sounds: what decodes sounds, where there is an audio tokenizer.
     """
 
     config: ShardConfig
@@ -62,6 +64,7 @@ class IndexTask:
     folder: Path
     refusing: bool
     filters: dict[str, str] | None = None
+    sounds: SoundReader | None = None
 
     def open(self) -> IndexWork:
         """Load what is needed: nothing, unless the text tokenizer has to be asked."""
@@ -183,8 +186,10 @@ class _Attempt:
         has_text = any(spoken)
         slots = [Slot(media, media.failure) for media in document.media]
         keys: list[ItemKeys] = []
+        heard = 0  # sounds that can be used
         if self.by_item or document.pair or document.whole or not has_text or self.config.missing_image == "drop-document":
             keys = [k for index, slot in enumerate(slots) if (k := self.look(index, slot)) is not None]
+            heard = sum(isinstance(slot.media, Audio) and slot.failure is None for slot in slots)
         failure = verdict(document, slots, self.config.missing_image) or self.refused(document, slots)
         if failure is not None:
             self.leave_out(document, failure)
@@ -196,13 +201,18 @@ class _Attempt:
                 has_text=has_text,
                 content=bytes.fromhex(document.hash) if self.by_content else b"",
                 text=_text_key(self.config.text_joiner.join(spoken)) if self.by_text else b"",
-                sound=len(keys),
+                sound=len(keys) + heard,
                 items=keys,
             )
 
     def look(self, index: int, slot: Slot) -> ItemKeys | None:
-        """Decode a media item; its keys, or None where it cannot be used."""
+        """Decode a media item; its keys, or None where it cannot be used, or is a sound, of which no twins are looked for."""
         if slot.failure is not None:
+            return None
+        if isinstance(slot.media, Audio):
+            reader = self.task.sounds
+            with self.stage("decode"):
+                made_of_sound(slot, None if reader is None else reader.check)
             return None
         with self.stage("decode"):
             picture = open_picture(slot, self.config.takes_images, self.config.image_limits)

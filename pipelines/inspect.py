@@ -1,7 +1,8 @@
-"""``tokkit inspect --document``: a document back from its tokens, as text and PNG files."""
+"""``tokkit inspect --document``: a document back from its tokens, as text, PNG and WAV files."""
 
 from __future__ import annotations
 
+import wave
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,8 @@ class InspectConfig(BaseModel):
     Attributes:
         directory: of the output.
         document: ``NUMBER``, ``SPLIT:NUMBER``, an id or a locator.
-        out: folder for ``document.md`` and ``image-N.png``; None writes nothing.
-        text_tokenizer, image_tokenizer: where they are now, if not where the run had them.
+        out: folder for ``document.md``, ``image-N.png`` and ``audio-N.wav``; None writes nothing.
+        text_tokenizer, image_tokenizer, audio_tokenizer: where they are now, if not where the run had them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -31,6 +32,7 @@ class InspectConfig(BaseModel):
     out: Path | None = None
     text_tokenizer: Path | None = None
     image_tokenizer: Path | None = None
+    audio_tokenizer: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,13 @@ def inspect_document(config: InspectConfig, progress: Progress) -> InspectedDocu
         UsageError: there is no such document, or a tokenizer is gone.
         DataError, MalformedSequence: the shards are damaged.
     """
-    decoder = DocumentDecoder(config.directory, config.text_tokenizer, config.image_tokenizer)
+    decoder = DocumentDecoder(config.directory, config.text_tokenizer, config.image_tokenizer, config.audio_tokenizer)
     document = decoder.decode(*decoder.find(config.document))
     if config.out is not None:
         config.out.mkdir(parents=True, exist_ok=True)
     parts: list[InspectedPart] = []
     markdown: list[str] = []
-    pictures = 0
+    pictures = sounds = 0
     for part in document.parts:
         if isinstance(part, DecodedText):
             parts.append(InspectedPart("text", part.tokens, text=part.text))
@@ -84,11 +86,17 @@ def inspect_document(config: InspectConfig, progress: Progress) -> InspectedDocu
             parts.append(InspectedPart("missing image", part.tokens))
             markdown.append("[a picture that is missing]")
         elif isinstance(part, DecodedAudio):
-            parts.append(InspectedPart("audio", part.tokens, shape=part.codes.shape))
-            markdown.append(f"[a sound of {part.tokens} codes]")
+            name = None
+            if config.out is not None and part.samples is not None:
+                name = f"audio-{sounds}.wav"
+                write_wav(config.out / name, part.samples, part.sample_rate)
+            sounds += 1
+            parts.append(InspectedPart("audio", part.tokens, shape=part.codes.shape, file=name))
+            markdown.append(f"[a sound of {part.tokens} codes]({name})" if name else f"[a sound of {part.tokens} codes]")
     if config.out is not None:
         write_atomic(config.out / "document.md", "\n\n".join(markdown).encode("utf-8", "backslashreplace"))
-        progress.log(f"wrote {config.out}/document.md and {pictures} pictures")
+        told = f" and {sounds} sounds" if sounds else ""
+        progress.log(f"wrote {config.out}/document.md and {pictures} pictures{told}")
     return InspectedDocument(document.split, document.number, document.row, parts)
 
 
@@ -96,3 +104,13 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
     """Write uint8 [H, W, 3] as PNG."""
     with replacing(path) as temporary:
         Image.fromarray(pixels).save(temporary, format="PNG")
+
+
+def write_wav(path: Path, samples: np.ndarray, sample_rate: int) -> None:
+    """Write float32 [channels, n] as 16-bit WAV; what is beyond full scale is clipped."""
+    pcm = np.clip(np.rint(samples * 32767.0), -32768, 32767).astype("<i2")
+    with replacing(path) as temporary, wave.open(str(temporary), "wb") as file:
+        file.setnchannels(len(pcm))
+        file.setsampwidth(2)
+        file.setframerate(sample_rate)
+        file.writeframes(np.ascontiguousarray(pcm.T).tobytes())

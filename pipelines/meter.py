@@ -129,6 +129,8 @@ class Meter:
                 busy, full = self._encoder(elapsed)
                 told = f"encoder busy {busy:.0%}, queue {full:.0%} full"
             shown["images"] = f"{work.images:,} ({work.images / elapsed:,.0f}/s, {told})"
+        if work.sounds:
+            shown["sounds"] = f"{work.sounds:,} ({work.sounds / elapsed:,.1f}/s)"
         for outcome in (Outcome.REJECTED, Outcome.FILTERED, Outcome.DUPLICATE, Outcome.FAILED_UPSTREAM):
             if self._counts[outcome] or outcome == Outcome.REJECTED:
                 shown[outcome.value.replace("_", " ")] = f"{self._counts[outcome]:,}"
@@ -141,6 +143,7 @@ class Meter:
             "seconds": round(seconds, 3),
             "documents": work.documents,
             "images": work.images,
+            "sounds": work.sounds,
             "tokens_by_kind": dict(sorted(work.kinds.items())),
             "input_bytes": round(work.bytes),
             "outcomes": {str(k): n for k, n in sorted(self._counts.items())},
@@ -226,12 +229,13 @@ class Meter:
 
 
 def _amounts(work: Work) -> dict[str, int]:
-    return {"documents": work.documents, "images": work.images, "tokens": work.tokens}
+    return {"documents": work.documents, "images": work.images, "sounds": work.sounds, "tokens": work.tokens}
 
 
 def _work_of(record: CommitRecord) -> Work:
     """What a unit came to, as committed: pictures are those that were encoded and are in the output."""
     work = Work(documents=sum(record.documents.values()), images=record.items.get("image", {}).get(Outcome.COMMITTED, 0))
+    work.sounds = record.items.get("audio", {}).get(Outcome.COMMITTED, 0)
     for split in record.splits.values():
         work.kinds.update(split.tokens_by_kind)
     work.bytes = record.unit.bytes * record.consumed

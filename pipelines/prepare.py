@@ -11,6 +11,7 @@ from tokkit.errors import UsageError
 from tokkit.filters import filter_digests, load_filters
 from tokkit.interleave import Layout, lacking, spell
 from tokkit.pipelines.fingerprint import CODE_VERSION, numeric_environment
+from tokkit.pipelines.sounds import SoundReader
 from tokkit.released_vocabularies import ReleasedVocabulary, released_vocabulary
 from tokkit.repair import repair_versions
 from tokkit.shards.manifest import TokenizerEntry
@@ -23,12 +24,18 @@ if TYPE_CHECKING:
 
     from tokkit.media.transforms import Preprocessing
     from tokkit.pipelines.shard import ShardConfig
+    from tokkit.tokenizers.audio.base import AudioTokenizer
     from tokkit.tokenizers.image.model import ImageTokenizer
     from tokkit.tokenizers.text import TextTokenizer
 
 # The options that decide the output; what is not here may change between a run and its resumption.
 SEMANTIC_OPTIONS = {
     "image_layout",
+    "audio_layout",
+    "audio_delays",
+    "audio_books",
+    "audio_preprocessing",
+    "audio_limits",
     "pair_order",
     "text_joiner",
     "alt_text",
@@ -66,6 +73,7 @@ class Setup:
     device: str
     preprocessing: Preprocessing | None  # of the image tokenizer
     filters: dict[str, str]  # digests of the user's functions
+    sounds: SoundReader | None = None  # what decodes sounds, where there is an audio tokenizer
 
 
 def prepare(config: ShardConfig, resolved: ResolvedInputs, filters: dict[str, str] | None = None) -> Setup:
@@ -87,11 +95,24 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs, filters: dict[str, st
         from tokkit.tokenizers.image import load_image_tokenizer
 
         image = load_image_tokenizer(config.image_tokenizer, device="cpu")
-    vocabulary = _built(config, text, image) if released is None else _taken(config, released, image)
-    layout = replace(_layout(config, vocabulary, released, text, image), gaps=config.missing_image == "keep-marker")
+    audio: AudioTokenizer | None = None
+    if config.audio_tokenizer is not None:
+        from tokkit.tokenizers.audio import load_audio_tokenizer
+
+        audio = load_audio_tokenizer(config.audio_tokenizer, device="cpu")
+    books = _audio_books(config, audio)
+    vocabulary = _built(config, text, image, books) if released is None else _taken(config, released, image)
+    layout = replace(
+        _layout(config, vocabulary, released, text, image),
+        gaps=config.missing_image == "keep-marker",
+        audio=config.audio_layout,
+        audio_delays=tuple(config.audio_delays or ()),
+    )
     tokenizers = {"text": text_entry(config.text_tokenizer, text)}
     if image is not None and config.image_tokenizer is not None:
         tokenizers["image"] = _image_entry(config.image_tokenizer, image)
+    if audio is not None and config.audio_tokenizer is not None:
+        tokenizers["audio"] = _audio_entry(config.audio_tokenizer, audio, len(books))
     options = config.model_dump(mode="json", include=SEMANTIC_OPTIONS) | {"image_layout": layout.image}
     if released is not None:
         options["vocabulary_from"] = {"model": released.scheme.name, "ids": vocabulary.size}
@@ -112,12 +133,17 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs, filters: dict[str, st
     }
     if resolved.stores is not None:
         semantic["images"] = [[store.name, store.kind] for store in resolved.stores.stores]
-    device = None if image is None and config.device in ("auto", "cpu") else resolve_device(config.device)
+    media = image is not None or audio is not None
+    device = None if not media and config.device in ("auto", "cpu") else resolve_device(config.device)
     packages = packages_of({source.format for source in resolved.sources})
     mode = (config.precision, config.acceleration)
-    numeric = numeric_environment(None if image is None else device, config.batch_size, config.text_engine, packages, *mode)
+    shown = device if media else None
+    numeric = numeric_environment(shown, config.batch_size, config.text_engine, packages, *mode, audio is not None)
     preprocessing = image.config.preprocessing if image is not None else None
-    return Setup(vocabulary, layout, tokenizers, semantic, numeric, str(device or "cpu"), preprocessing, filters)
+    sounds = None
+    if audio is not None:
+        sounds = SoundReader(audio.sample_rate, audio.channels, config.audio_preprocessing, config.audio_limits)
+    return Setup(vocabulary, layout, tokenizers, semantic, numeric, str(device or "cpu"), preprocessing, filters, sounds)
 
 
 def user_digests(config: ShardConfig) -> dict[str, str]:
@@ -149,11 +175,25 @@ def _codebooks(image: ImageTokenizer | None) -> list[int]:
     return [] if image is None else [image.codebook_size] * image.codebooks
 
 
-def _built(config: ShardConfig, text: TextTokenizer, image: ImageTokenizer | None) -> UnifiedVocabulary:
+def _audio_books(config: ShardConfig, audio: AudioTokenizer | None) -> list[int]:
+    """The number of codes of each codebook of sounds that is kept."""
+    if audio is None:
+        return []
+    kept = config.audio_books or audio.codebooks
+    if kept > audio.codebooks:
+        raise UsageError(f"--audio-books {kept}: {config.audio_tokenizer} has {audio.codebooks} codebooks")
+    if config.audio_delays and len(config.audio_delays) != kept:
+        raise UsageError(f"--audio-delays names {len(config.audio_delays)} codebooks, and {kept} are kept")
+    if config.vocabulary_from is not None:
+        raise UsageError(f"--audio-tokenizer: the model of --vocabulary-from {config.vocabulary_from} has no ids of sounds")
+    return [audio.codebook_size] * kept
+
+
+def _built(config: ShardConfig, text: TextTokenizer, image: ImageTokenizer | None, audio_books: list[int]) -> UnifiedVocabulary:
     text_size = config.text_vocab_size or text.vocab_size
     if text_size < text.vocab_size:
         raise UsageError(f"--text-vocab-size {text_size} is less than the {text.vocab_size} ids of {config.text_tokenizer}")
-    return UnifiedVocabulary.build(text_size, _codebooks(image))
+    return UnifiedVocabulary.build(text_size, _codebooks(image), audio_books, audio_pads=config.audio_layout == "delay")
 
 
 def _taken(config: ShardConfig, released: ReleasedVocabulary, image: ImageTokenizer | None) -> UnifiedVocabulary:
@@ -229,5 +269,24 @@ def _image_entry(path: Path, image: ImageTokenizer) -> TokenizerEntry:
             "grid": list(image.grid),
             "size": image.config.preprocessing.size,
             "downsample": image.downsample,
+        },
+    )
+
+
+def _audio_entry(path: Path, audio: AudioTokenizer, kept: int) -> TokenizerEntry:
+    return TokenizerEntry(
+        kind="audio",
+        name=path.resolve().name,
+        fingerprint=audio.fingerprint,
+        licence=audio.licence,
+        lossless=None,
+        detail={
+            "codebook_size": audio.codebook_size,
+            "codebooks": audio.codebooks,
+            "codebooks_kept": kept,
+            "sample_rate": audio.sample_rate,
+            "channels": audio.channels,
+            "hop": audio.hop,
+            "frame_rate": audio.frame_rate,
         },
     )

@@ -23,7 +23,6 @@ from pydantic import ValidationError
 from tokkit.documents import Document, Outcome
 from tokkit.errors import DataError, UsageError
 from tokkit.filters import filter_digests, load_filters
-from tokkit.interleave import Layout
 from tokkit.pipelines.compare import Encoded, Tally
 from tokkit.pipelines.duplicates import recorded_duplicates
 from tokkit.pipelines.findings import Code, VerifyResult
@@ -109,7 +108,9 @@ class Reencoder:
         self._roots = _roots(config, manifest)
         recorded = manifest.numeric.get("batch_size"), manifest.numeric.get("threads")
         device = config.device
-        if device == "auto" and (recorded[1] is not None or "image" not in manifest.tokenizers):
+        sounds = "audio" in manifest.tokenizers
+        media = sounds or "image" in manifest.tokenizers
+        if device == "auto" and (recorded[1] is not None or not media):
             device = "cpu"  # as it was
         self._device = resolve_device(device)
         self._options = _options(config, manifest, recorded[0])
@@ -118,9 +119,9 @@ class Reencoder:
         _check_repair(self._options, manifest)
         self._processor = self._load()
         packages = packages_of({source.format for source in manifest.sources})
-        media_device = self._device if "image" in manifest.tokenizers else None
         mode = (self._options.precision, self._options.acceleration)
-        now = numeric_environment(media_device, self._options.batch_size, "library", packages, *mode)
+        device_of = self._device if media else None
+        now = numeric_environment(device_of, self._options.batch_size, "library", packages, *mode, sounds)
         _leave_out_text_engine(now, manifest)
         self._numeric = fingerprint_of(now)
         others = [entry.numeric for entry in manifest.mixed.environments] if manifest.mixed is not None else []
@@ -144,10 +145,11 @@ class Reencoder:
     def _load(self) -> UnitProcessor:
         from tokkit.pipelines.unit import UnitJob, UnitProcessor
 
-        layout = Layout(self.manifest.layout.image, self.manifest.layout.image_grid, self.manifest.layout.gaps)  # type: ignore[arg-type]
-        job = UnitJob(self._options, {}, self.vocabulary, layout, str(self._device), "")
+        job = UnitJob(self._options, {}, self.vocabulary, self.manifest.layout.layout, str(self._device), "")
         processor = UnitProcessor(job)
-        loaded: dict[str, Any] = {"text": processor.text, "image": processor.image and processor.image.tokenizer}
+        audio = processor.sounds.tokenizer if processor.sounds is not None else None
+        image = processor.image.tokenizer if processor.image is not None else None
+        loaded: dict[str, Any] = {"text": processor.text, "image": image, "audio": audio}
         for kind, entry in self.manifest.tokenizers.items():
             path = getattr(self._options, f"{kind}_tokenizer", None)
             if loaded.get(kind) is None or loaded[kind].fingerprint != entry.fingerprint:

@@ -21,12 +21,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from tokkit.audio_layouts import AudioLayout
 from tokkit.conditions import parse_conditions
 from tokkit.dedup.decisions import Decisions
 from tokkit.errors import DataError, FingerprintMismatch, ResumableStop, UsageError
 from tokkit.filters import absolute_spec, check_specs
 from tokkit.interleave import ImageLayout, PairOrder
+from tokkit.media.audio import AudioLimits
 from tokkit.media.images import ImageLimits
+from tokkit.media.waveforms import AudioPreprocessing
 from tokkit.packing.policy import SplitPolicy
 from tokkit.pipelines.assembly import MissingImage
 from tokkit.pipelines.calibration import calibrate
@@ -79,9 +82,14 @@ class ShardConfig(BaseModel):
             (:mod:`tokkit.released_vocabularies`); without one a vocabulary is built around the text tokenizer.
         text_tokenizer: SentencePiece ``.model`` or Hugging Face ``tokenizer.json``; ``vocabulary_from`` where that is given.
         image_tokenizer: a tokenizer folder; without one pictures are filtered.
+        audio_tokenizer: likewise for sounds.
         text_vocab_size: ids kept for text where the model has more embedding rows than the tokenizer has ids.
         text_engine: what encodes a ``tokenizer.json``: its library, or gigatoken, checked against it.
         image_layout: see :mod:`tokkit.interleave`; None takes the released model's own, or ``plain``.
+        audio_layout: see :mod:`tokkit.audio_layouts`.
+        audio_delays: steps by which each codebook is late in the layout ``delay``; None is 0, 1, 2...
+        audio_books: codebooks that are kept, the coarsest first; None keeps all that the tokenizer has.
+        audio_preprocessing: how channels are mixed, rates converted and loudness set (:mod:`tokkit.media.waveforms`).
         pair_order: order of media and text in pairs; ``random`` is half and half, drawn per document.
         text_joiner: stands between texts that become neighbours because the media item between them was left out.
         alt_text: whether the alternative text of a picture stands in an interleaved document as text, before or after it.
@@ -132,9 +140,14 @@ class ShardConfig(BaseModel):
     vocabulary_from: Path | None = None
     text_tokenizer: Path = Field(default=None, validate_default=True)
     image_tokenizer: Path | None = None
+    audio_tokenizer: Path | None = None
     text_vocab_size: int | None = Field(default=None, ge=1)
     text_engine: Literal["library", "gigatoken"] = "library"
     image_layout: ImageLayout | None = None
+    audio_layout: AudioLayout = "flat"
+    audio_delays: list[int] | None = None
+    audio_books: int | None = Field(default=None, ge=1)
+    audio_preprocessing: AudioPreprocessing = Field(default_factory=AudioPreprocessing)
     pair_order: PairOrder = "image-first"
     text_joiner: str = "\n\n"
     alt_text: AltText = "none"
@@ -151,6 +164,7 @@ class ShardConfig(BaseModel):
     val_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     seed: int = 0
     image_limits: ImageLimits = Field(default_factory=ImageLimits)
+    audio_limits: AudioLimits = Field(default_factory=AudioLimits)
     batch_size: int = Field(default=16, ge=1, le=4096)
     unit_bytes: Size = Field(default=64 << 20, ge=1)
     shard_tokens: Size = Field(default=256 << 20, ge=1)
@@ -214,6 +228,17 @@ class ShardConfig(BaseModel):
         parse_conditions(where)
         return where
 
+    @field_validator("audio_delays")
+    @classmethod
+    def _of_delay(cls, delays: list[int] | None, info: ValidationInfo) -> list[int] | None:
+        if delays is None:
+            return None
+        if info.data.get("audio_layout") != "delay":
+            raise ValueError("only with --audio-layout delay")
+        if not delays or min(delays) != 0 or max(delays) > 1024:
+            raise ValueError("steps from 0 to 1024, and at least one codebook is not late")
+        return delays
+
     @field_validator("missing_image")
     @classmethod
     def _needs_pictures(cls, missing: MissingImage, info: ValidationInfo) -> MissingImage:
@@ -249,7 +274,7 @@ class ShardConfig(BaseModel):
             raise ValueError(f"there is no part {index} of {count}: parts are counted from 0")
         return count
 
-    @field_validator("vocabulary_from", "text_tokenizer", "image_tokenizer")
+    @field_validator("vocabulary_from", "text_tokenizer", "image_tokenizer", "audio_tokenizer")
     @classmethod
     def _exists(cls, path: Path | None) -> Path | None:
         if path is not None and not path.exists():
@@ -560,7 +585,7 @@ class TokenShards:
             vocabulary_size=vocabulary.size,
             vocabulary_fingerprint=vocabulary.fingerprint,
             vocabulary_origin=vocabulary.origin,
-            layout=LayoutEntry(image=layout.image, image_grid=layout.image_grid, gaps=layout.gaps),
+            layout=LayoutEntry.of(layout),
             files={name: file_entry(run.config.out / name) for name in (CONFIG, "vocabulary.json")},
         )
 

@@ -128,12 +128,13 @@ def saved_bytes(task: ImageTask, *, adversarial: bool, bf16: bool) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             held[storage.data_ptr()] = storage.nbytes()
+        kept.append(tensor)
         return tensor
 
-    kept = []  # so that no memory is used twice while counting
+    kept: list[Tensor] = []  # so that no memory is used twice while counting
     with (
         seeded(0),
-        torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t), keep(t))[1], lambda t: t),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
     ):
         task.generate(task.batch(0, 0), Phase(0.5, adversarial, adversarial))

@@ -4,6 +4,7 @@ Documents stream through in order. A picture is decoded and brought to the token
 of fixed shape that fills across documents; a document is written once all of its pictures have their codes. A batch that is not
 full is padded, so every batch the device sees has one shape, and what a picture becomes does not depend on its neighbours. The
 tokenizer that encodes is this process's own, or an encoder process's that several share (:mod:`tokkit.pipelines.encoder`).
+A sound is encoded as it is met, by this process (:mod:`tokkit.pipelines.sounds`).
 
 Every document and every media item ends in the unit's :class:`~tokkit.pipelines.ledger.Tally` exactly once.
 """
@@ -24,16 +25,27 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tokkit.documents import Document, Failure, Outcome, Text
+from tokkit.documents import Audio, Document, Failure, Outcome, Text
 from tokkit.errors import BudgetExceeded, FingerprintMismatch, ItemError
 from tokkit.failpoints import failpoint
 from tokkit.interleave import Layout, TextCodes, order_segments
 from tokkit.pipelines.admission import Admission
-from tokkit.pipelines.assembly import Given, Pending, Slot, codes_of, join_texts, open_picture, verdict, with_document
+from tokkit.pipelines.assembly import (
+    Given,
+    Pending,
+    Slot,
+    codes_of,
+    join_texts,
+    made_of_sound,
+    open_picture,
+    verdict,
+    with_document,
+)
 from tokkit.pipelines.batching import BatchEncoder, Encodes, ImageBatcher, LocalEncoder
 from tokkit.pipelines.duplicates import DuplicateTable
 from tokkit.pipelines.ledger import CommitRecord, Ledger, SplitCounts, Tally, sorted_counts, unit_entry
 from tokkit.pipelines.plan import PlannedUnit, check_unchanged
+from tokkit.pipelines.sounds import SoundEncoder
 from tokkit.pipelines.work import Report, Work
 from tokkit.pipelines.writing import DocumentWriter, PayloadWriter, Sink
 from tokkit.ragged import split_rows
@@ -46,6 +58,7 @@ if TYPE_CHECKING:
     from tokkit.media.transforms import Preprocessing
     from tokkit.pipelines.encoder import Endpoint
     from tokkit.pipelines.shard import ShardConfig
+    from tokkit.tokenizers.audio.base import AudioTokenizer
     from tokkit.tokenizers.image.bulk import BulkEncoder
     from tokkit.tokenizers.image.model import ImageTokenizer
     from tokkit.tokenizers.text import TextTokenizer
@@ -106,6 +119,15 @@ class UnitProcessor:
         if job.config.image_tokenizer is not None and not job.encoders:
             self.image = load_encoder(job.config, job.device, job.fingerprints.get("image"))
             self.encodes, self.preprocessing = self.image, self.image.tokenizer.config.preprocessing
+
+        self.sounds: SoundEncoder | None = None
+        if job.config.audio_tokenizer is not None:
+            from tokkit.tokenizers.audio import load_audio_tokenizer
+
+            audio = load_audio_tokenizer(job.config.audio_tokenizer, device=job.device)
+            same_tokenizer(job.config.audio_tokenizer, audio, job.fingerprints.get("audio"))
+            books = len(job.vocabulary.codebooks("audio"))
+            self.sounds = SoundEncoder(audio, job.config.audio_preprocessing, job.config.audio_limits, books)
 
     def batcher(self, index: int, alive: Callable[[], None]) -> ImageBatcher | None:
         """What encodes the pictures of unit ``index``, if there is an image tokenizer; ``alive`` is called while it waits."""
@@ -288,7 +310,9 @@ class Attempt:
                 segments.append(segment)
                 continue
             slot = Slot(segment, segment.failure or left_out.get(len(slots)))
-            if slot.failure is None:
+            if slot.failure is None and isinstance(segment, Audio):
+                self.encode_sound(slot)
+            elif slot.failure is None:
                 with self.stage("decode"):
                     decoded = self.decode(slot)
                 if decoded is not None:
@@ -332,6 +356,15 @@ class Attempt:
         preprocessing = self.processor.preprocessing
         picture = open_picture(slot, preprocessing is not None, self.config.image_limits)
         return None if picture is None or preprocessing is None else preprocessing.apply(picture)
+
+    def encode_sound(self, slot: Slot) -> None:
+        """Give a slot the codes of its sound, or its failure."""
+        sounds = self.processor.sounds
+        make = None if sounds is None else lambda media: sounds.encode(media, self.work.spend)
+        slot.sound = made_of_sound(slot, make)
+        if slot.sound is not None:
+            self.work.sounds += 1
+        self.alive()
 
     def refuse(self, document: Document, failure: Failure) -> None:
         """Write down a document that is not committed, and mind the budgets."""
@@ -451,7 +484,7 @@ class Attempt:
         )
 
 
-def same_tokenizer(path: Path, tokenizer: TextTokenizer | ImageTokenizer, fingerprint: str | None) -> None:
+def same_tokenizer(path: Path, tokenizer: TextTokenizer | ImageTokenizer | AudioTokenizer, fingerprint: str | None) -> None:
     """Raise FingerprintMismatch where a tokenizer is not the one that the run began with (None: any is)."""
     if fingerprint is not None and tokenizer.fingerprint != fingerprint:
         raise FingerprintMismatch(

@@ -23,7 +23,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tokkit.errors import TokkitError
 from tokkit.features.manifest import is_cache
-from tokkit.interleave import Layout
 from tokkit.pipelines.findings import Agreement, Code, Problem, VerifyResult
 from tokkit.pipelines.progress import Progress
 from tokkit.pipelines.reencode import Reencoder
@@ -59,7 +58,7 @@ class VerifyConfig(BaseModel):
         decode_at_most: documents of each split, evenly spread, that are also parsed with the decoder's grammar.
         reencode: documents that are read from the input and encoded again; 0 for none.
         seed: chooses these.
-        text_tokenizer, image_tokenizer: where they are now, if not where the run had them.
+        text_tokenizer, image_tokenizer, audio_tokenizer: where they are now, if not where the run had them.
         filters: the user's own functions, in the run's order, where documents went through any.
         inputs: where sources are now, if not where the run had them: ``NAME=FOLDER``, or ``FOLDER`` where there is one source.
         images: where picture stores are now, all of them in the run's order, if not where the run had them.
@@ -75,6 +74,7 @@ class VerifyConfig(BaseModel):
     seed: int = Field(default=0, ge=0)
     text_tokenizer: Path | None = None
     image_tokenizer: Path | None = None
+    audio_tokenizer: Path | None = None
     filters: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
@@ -139,7 +139,7 @@ def _shards(
     if vocabulary is None:
         result.skipped.append("tokens, spans and document tables: they cannot be read without their vocabulary")
         return False
-    layout = Layout(manifest.layout.image, manifest.layout.image_grid, manifest.layout.gaps)  # type: ignore[arg-type]
+    layout = manifest.layout.layout
     fraction = manifest.semantic.get("val_fraction")
     sums, whole = UnitSums(manifest.units), True
     for number, (split, entry) in enumerate(manifest.splits.items()):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import get_args
 
+from tokkit.audio_layouts import AudioLayout
 from tokkit.errors import DataError, TokkitError
 from tokkit.interleave import ImageLayout
 from tokkit.pipelines.findings import Code, VerifyResult
@@ -67,6 +68,8 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         yield f"tokens of dtype {manifest.dtype!r}"
     if manifest.layout.image not in get_args(ImageLayout):
         yield f"an image layout {manifest.layout.image!r}"
+    if manifest.layout.audio not in get_args(AudioLayout):
+        yield f"an audio layout {manifest.layout.audio!r}"
     if manifest.units < 0:
         yield f"{manifest.units} work units"
     for name, split in manifest.splits.items():

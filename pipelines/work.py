@@ -22,6 +22,7 @@ class Work:
     encoder_seconds: float = 0.0  # that an encoder process was busy
     encoder_batches: int = 0
     encoder_fill: float = 0.0  # how full its queue was (0 to 1) when each of these was taken, summed up
+    sounds: int = 0
 
     @property
     def tokens(self) -> int:
@@ -29,14 +30,15 @@ class Work:
 
     def take(self) -> Work:
         """What has gathered since the last call."""
-        taken = Work(self.documents, self.images, self.kinds, self.bytes, self.seconds, self.at)
-        self.documents = self.images = 0
+        taken = Work(self.documents, self.images, self.kinds, self.bytes, self.seconds, self.at, sounds=self.sounds)
+        self.documents = self.images = self.sounds = 0
         self.kinds, self.bytes, self.seconds = Counter(), 0.0, {}
         return taken
 
     def add(self, other: Work) -> None:
         self.documents += other.documents
         self.images += other.images
+        self.sounds += other.sounds
         self.kinds.update(other.kinds)
         self.bytes += other.bytes
         self.encoder_seconds += other.encoder_seconds
@@ -50,7 +52,7 @@ class Work:
         rest = Work(self.documents - lost.documents, self.images - lost.images, self.kinds - lost.kinds)
         rest.bytes, rest.seconds, rest.at = self.bytes - lost.bytes, dict(self.seconds), self.at
         rest.encoder_seconds, rest.encoder_batches = self.encoder_seconds, self.encoder_batches
-        rest.encoder_fill = self.encoder_fill
+        rest.encoder_fill, rest.sounds = self.encoder_fill, self.sounds - lost.sounds
         return rest
 
     def spend(self, stage: str, seconds: float) -> None:

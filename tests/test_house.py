@@ -125,7 +125,8 @@ def test_the_defaults_that_help_shows_are_the_jobs() -> None:
             if not isinstance(option.show_default, str) or option.name in ("threads", "steps"):
                 continue
             name = renamed.get(option.name, option.name)
-            default = fields[name] if name in fields else getattr(fields["image_limits"], name)
+            limits = "audio_limits" if name in ("min_seconds", "max_seconds") else "image_limits"
+            default = fields[name] if name in fields else getattr(fields[limits], name)
             if default is None:
                 continue  # described in words
             if option.name in ("unit_size", "shard_tokens", "max_size", "dedup_memory"):

@@ -597,7 +597,7 @@ def test_a_count_that_takes_longer_than_a_stall_is_no_stall(
     monkeypatch.setattr(tokkit.pipelines.shard, "resolve_inputs", lambda inputs, options: slow)
     inputs = [str(world.corpus.folder / "texts")]
     result = world.run(tmp_path / "out", inputs=inputs, pack=None, workers=1, stall_seconds=1.5, image_tokenizer=None)
-    assert result.summary["lost"] == {"documents": 0, "images": 0, "tokens": 0}
+    assert result.summary["lost"] == {"documents": 0, "images": 0, "sounds": 0, "tokens": 0}
 
 
 def test_the_summary_tells_what_was_committed_and_apart_what_was_lost(

@@ -92,15 +92,33 @@ class Media:
     def hash(self) -> str:
         """SHA-256 (hex, first 32 digits) of the encoded bytes; of the reference where there are none."""
         body = b"data" + self.data if self.data is not None else b"ref" + self.ref.encode("utf-8", "surrogatepass")
-        return hashlib.sha256(body).hexdigest()[:32]
+        return hashlib.sha256(self._part + body).hexdigest()[:32]
+
+    @property
+    def _part(self) -> bytes:
+        """What part of the file it is; nothing where it is all of it."""
+        return b""
 
 
 class Image(Media):
     """A picture."""
 
 
+@dataclass(frozen=True)
 class Audio(Media):
-    """A sound."""
+    """A sound: a file, or a segment of one.
+
+    Attributes:
+        start: seconds into the file at which it begins.
+        seconds: how long it is; None to the end of the file.
+    """
+
+    start: float = 0.0
+    seconds: float | None = None
+
+    @property
+    def _part(self) -> bytes:
+        return b"" if not self.start and self.seconds is None else f"segment {self.start!r} {self.seconds!r} ".encode()
 
 
 Segment = Text | Image | Audio

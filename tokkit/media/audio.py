@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 BLOCK = 1 << 14  # samples (of each channel) that are decoded at once
 UNKNOWN = (1 << 63) - 1  # what libsndfile gives as the length of a file that does not say
 SEEKABLE = frozenset(("WAV", "WAVEX", "RF64", "FLAC", "AIFF", "AU", "NIST"))  # formats in which a place is found exactly
-SLACK = 0.05  # seconds by which a segment may end behind its file: manifests round
+SLACK = 0.05  # seconds from its file's end within which a segment ends with the file: manifests round
 
 DEFAULT_PREPROCESSING = AudioPreprocessing()
 
@@ -273,8 +273,8 @@ def _place(sound: _Sound, segment: Segment) -> tuple[int, int | None]:
     if sound.length is not None and sound.kind.length_known:
         if first >= sound.length or (last is not None and last > sound.length + SLACK * sound.rate):
             raise _behind_the_end(sound, segment, sound.length)
-        if last is not None:
-            last = min(last, sound.length)
+        if last is not None and last > sound.length - SLACK * sound.rate:
+            last = sound.length
     return first, last
 
 

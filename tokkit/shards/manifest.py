@@ -6,12 +6,14 @@ environment; times and hosts are under ``run/``.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokkit.errors import DataError
+from tokkit.interleave import Layout
 from tokkit.storage import read_json, sha256_file
 
 FORMAT = "tokkit-shards"
@@ -121,6 +123,18 @@ class LayoutEntry(_Model):
     image: str
     image_grid: tuple[int, int] | None
     gaps: bool = False
+    audio: str = "flat"
+    audio_delays: tuple[int, ...] = ()
+
+    @property
+    def layout(self) -> Layout:
+        """What decoding takes."""
+        return Layout(self.image, self.image_grid, self.gaps, self.audio, self.audio_delays)  # type: ignore[arg-type]
+
+    @classmethod
+    def of(cls, layout: Layout) -> LayoutEntry:
+        """What is written down of a layout."""
+        return cls(**asdict(layout))
 
 
 class EnvironmentEntry(_Model):
