@@ -68,6 +68,30 @@ FORMATS: dict[str, Format] = {
         (".json", *LINES),
         "conversations about pictures: a JSON list or JSON lines with conversations and image (LLaVA, Lumina-mGPT)",
     ),
+    "audio_manifest": Format(
+        "tokkit.sources.audio_manifest",
+        "AudioManifestSource",
+        LINES,
+        "sounds with transcripts, one JSON object a line with audio_filepath, duration, offset and text (NeMo)",
+    ),
+    "lhotse": Format(
+        "tokkit.sources.lhotse",
+        "LhotseSource",
+        LINES,
+        "cuts with their supervisions, or recordings, one JSON object a line (lhotse)",
+    ),
+    "librispeech": Format(
+        "tokkit.sources.librispeech",
+        "LibriSpeechSource",
+        (".trans.txt",),
+        "folders of ID.flac with transcripts in SPEAKER-CHAPTER.trans.txt (LibriSpeech)",
+    ),
+    "common_voice": Format(
+        "tokkit.sources.common_voice",
+        "CommonVoiceSource",
+        (".tsv",),
+        "tables of sounds with columns path and sentence, and their folder clips/ (Common Voice)",
+    ),
     "image_folder": Format(
         "tokkit.sources.image_folder",
         "ImageFolderSource",

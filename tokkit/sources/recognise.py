@@ -15,9 +15,6 @@ from tokkit.sources.opening import Location, for_arrow
 from tokkit.sources.plugins import installed_formats
 
 _PEEK = 1 << 18
-_FOREIGN_FIELDS = {
-    "audio_filepath": "an audio manifest",
-}
 _ADDRESSES = ("url", "image_url", "img_url")
 _TEXT_FIELDS = ("text", "content", "raw_content")
 
@@ -68,6 +65,8 @@ def _recognise_own(path: Location) -> Recognition:
         return _recognise_table(path)
     if name.endswith(".json"):
         return _recognise_json(path)
+    if name.endswith(".trans.txt"):
+        return Recognition("librispeech")
     for format_name, entry in FORMATS.items():
         if name.endswith(entry.suffixes):
             return Recognition(format_name)
@@ -132,11 +131,15 @@ def _recognise_parquet(path: Location) -> Recognition:
 
 
 def _recognise_table(path: Location) -> Recognition:
+    from tokkit.sources.common_voice import is_common_voice
     from tokkit.sources.csv_table import TEXT_COLUMNS, heading_of, text_column
 
     heading = heading_of(peek(path, _PEEK) or b"", path.name)
+    name_is_tsv = path.name.lower().endswith(".tsv")
     if "caption" in heading and any(name.lower() in _ADDRESSES for name in heading):
         return Recognition(None, "a list of pictures to download, with captions; csv:PATH reads the captions as texts")
+    if name_is_tsv and is_common_voice(heading):
+        return Recognition("common_voice")
     if text_column(heading) is not None:
         return Recognition("csv")
     return Recognition(None, f"no one column {', '.join(TEXT_COLUMNS)}; its columns are: {', '.join(heading)[:200]}")
@@ -151,6 +154,8 @@ def _recognise_json(path: Location) -> Recognition:
 
 def _recognise_lines(path: Location) -> Recognition:
     """JSON lines are text documents, unless the first objects say that they are something else."""
+    from tokkit.sources.lhotse import is_lhotse
+
     head = peek(path, _PEEK)
     if head is None:
         return Recognition("jsonl")  # not compressed as its name says, or damaged: reading will say so
@@ -163,9 +168,10 @@ def _recognise_lines(path: Location) -> Recognition:
         if not isinstance(fields, dict):
             continue
         objects += 1
-        foreign = [what for field, what in _FOREIGN_FIELDS.items() if field in fields]
-        if foreign:
-            return Recognition(None, f"{foreign[0]}, which is not read yet")
+        if "audio_filepath" in fields:
+            return Recognition("audio_manifest")
+        if is_lhotse(fields):
+            return Recognition("lhotse")
         if "conversations" in fields:
             return Recognition("llava")
         if "text_list" in fields and "image_info" in fields:

@@ -27,8 +27,10 @@ from tokkit.sources.opening import Location, located
 from tokkit.sources.recognise import Recognition, is_sidecar, recognise
 from tokkit.sources.remote import RemotePath, is_url, remembering
 from tokkit.sources.remote_inputs import list_input, telling_of_stores, without_secrets
-from tokkit.sources.samples import is_picture_name
+from tokkit.sources.samples import is_picture_name, is_sound_name
 from tokkit.sources.seen import WITH_PICTURE_FOLDERS, IgnoredFile, ProblemError, is_output, names_pictures, picture_folders
+
+NAMING_SOUNDS = ("audio_manifest", "lhotse", "librispeech", "common_voice")  # whose sounds lie in files of their own
 
 if TYPE_CHECKING:
     from tokkit.sources.stores.lookup import PictureStores
@@ -278,6 +280,8 @@ def _sort_files(one: _Input) -> _Input:
     one.ignored = [file for file in one.ignored if not _in_picture_folder(located(file.path), homes)]
     above = {located(file.path).parent for file in one.by_format.get("llava", ())}  # whose pictures may be in any folder below
     one.ignored = [f for f in one.ignored if not (is_picture_name(f.path) and above.intersection(located(f.path).parents))]
+    above = {located(file.path).parent for name in NAMING_SOUNDS for file in one.by_format.get(name, ())}
+    one.ignored = [f for f in one.ignored if not (is_sound_name(f.path) and above.intersection(located(f.path).parents))]
     if one.format == "image_folder" or (one.format is None and not one.single):
         _take_image_folders(one)
     if not one.by_format:

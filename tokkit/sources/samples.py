@@ -74,6 +74,11 @@ def is_picture_name(name: str) -> bool:
     return PurePosixPath(name).suffix.removeprefix(".").lower() in IMAGE_SUFFIXES
 
 
+def is_sound_name(name: str) -> bool:
+    """Whether a file is a sound by its name's last suffix."""
+    return PurePosixPath(name).suffix.removeprefix(".").lower() in AUDIO_SUFFIXES
+
+
 def split_name(name: str) -> tuple[str, str] | None:
     """Key and extension of a member's name, or None where there is no extension."""
     match = _KEY.fullmatch(name)
