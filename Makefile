@@ -1,10 +1,12 @@
 # make demo   set up a virtual environment, then the main job end to end on a sample corpus
 # make test   set up a virtual environment, then lint, types and tests
+#             (JOBS= processes that run tests)
 # make venv   only the virtual environment (VENV= names the place, PYTHON= the interpreter)
 
 PYTHON ?= python3
 VENV ?= .venv
 DEMO_OUT ?= demo-out
+JOBS ?= 2
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
@@ -37,8 +39,9 @@ types: $(STAMP)
 	ln -s $(CURDIR)/cli build/types/tokkit/cli
 	cd build/types && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p tokkit
 
+# Files of tests are shared out between processes; each of them uses one thread.
 check: $(STAMP)
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis $(DEMO_OUT)
