@@ -104,9 +104,7 @@ class Corpus:
 
     def inputs(self, *, broken: bool) -> list[str]:
         found = [str(self.data / name) for name in CORPORA]
-        found.append(
-            f"audio={self.data / 'audio*'}"
-        )  # recordings, which nothing reads yet, beside tars of them, which are read
+        found.append(f"audio={self.data / 'audio*'}")  # a manifest with its recordings, beside tars of others
         if broken:
             found += [f"bad-{name}={self.data / 'bad' / name}" for name in BROKEN]
             found.append(f"bad={self.data / 'bad' / '[Mat][Aue]*'}")  # MANIFEST.jsonl, audio/, text/
@@ -208,6 +206,11 @@ def count_sounds_in_tars(data: Path) -> Counts:
     return counts({"filtered": clips}, audio={"filtered": clips})
 
 
+def count_sounds_of_manifest(data: Path) -> Counts:
+    lines = gzip_lines(data / "audio" / "manifest.jsonl")
+    return counts({"filtered": len(lines)}, audio={"filtered": len(lines)})
+
+
 def count_rows(data: Path) -> Counts:
     rows = sum(pq.read_metadata(path).num_rows for path in (data / "hf_parquet").glob("*.parquet"))
     return counts({"committed": rows}, image={"committed": rows})
@@ -254,7 +257,8 @@ FOREIGN: dict[str, Callable[[Path], Counts]] = {
     "text-jsonl": lambda data: counts({"committed": sum(len(gzip_lines(p)) for p in (data / "text").glob("*.jsonl.gz"))}),
     "text-text": lambda data: counts({"committed": len(list((data / "text").glob("*.txt")))}),
     "images_webdataset": count_pairs_in_tars,
-    "audio": count_sounds_in_tars,
+    "audio-webdataset": count_sounds_in_tars,
+    "audio-audio_manifest": count_sounds_of_manifest,
     "hf_parquet": count_rows,
     "image_folder": lambda data: count_folder(data / "image_folder"),
     "image_formats": lambda data: count_folder(data / "image_formats"),

@@ -58,7 +58,7 @@ def recognised(folder: Path) -> dict[str, str]:
     """Format by source, and why other files are not read."""
     resolved = resolve_inputs([str(folder)])
     return {s.format: ",".join(f.name for f in s.files) for s in resolved.sources} | {
-        Path(f.path).name: f.why for f in resolved.ignored
+        Path(f.path).name: f.why for f in resolved.ignored if not f.why.startswith("a sound beside a manifest")
     }
 
 

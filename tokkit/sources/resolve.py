@@ -281,12 +281,19 @@ def _sort_files(one: _Input) -> _Input:
     above = {located(file.path).parent for file in one.by_format.get("llava", ())}  # whose pictures may be in any folder below
     one.ignored = [f for f in one.ignored if not (is_picture_name(f.path) and above.intersection(located(f.path).parents))]
     above = {located(file.path).parent for name in NAMING_SOUNDS for file in one.by_format.get(name, ())}
-    one.ignored = [f for f in one.ignored if not (is_sound_name(f.path) and above.intersection(located(f.path).parents))]
+    one.ignored = [_told_of_sound(file, above) for file in one.ignored]
     if one.format == "image_folder" or (one.format is None and not one.single):
         _take_image_folders(one)
     if not one.by_format:
         raise ProblemError(_nothing_found(one))
     return one
+
+
+def _told_of_sound(file: IgnoredFile, manifests: set[Location]) -> IgnoredFile:
+    """A sound below a folder of manifests is read where one names it, and not by itself."""
+    if is_sound_name(file.path) and manifests.intersection(located(file.path).parents):
+        return IgnoredFile(file.path, "a sound beside a manifest, which is read where that names it")
+    return file
 
 
 def _take_image_folders(one: _Input) -> None:
