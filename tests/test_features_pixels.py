@@ -194,6 +194,16 @@ def test_what_cannot_be_read_or_does_not_go_together(tmp_path: Path) -> None:
         ImagePreparer(uncropped, FeatureOptions())
 
 
+def test_a_line_of_pixels_does_not_fill_the_memory() -> None:
+    clip = parse_preprocessing({"image_processor_type": "CLIPImageProcessor", "size": 336, "crop_size": 336}, "x")
+    with pytest.raises(ItemError, match="image-aspect-ratio"):
+        ImagePreparer(clip, FeatureOptions()).prepare(Image.new("RGB", (1, 60000)))
+    with pytest.raises(ItemError, match="image-aspect-ratio"):
+        ImagePreparer(clip, FeatureOptions(pad_square=True)).prepare(Image.new("RGB", (20000, 40)))
+    for tiling in ("anyres", "internvl"):
+        assert ImagePreparer(clip, FeatureOptions(tiling=tiling)).prepare(Image.new("RGB", (1, 60000))).views
+
+
 def test_a_preparer_goes_to_worker_processes() -> None:
     ours = ImagePreparer(parse_preprocessing({"image_processor_type": "CLIPImageProcessor"}, "x"), FeatureOptions())
     sent = pickle.loads(pickle.dumps(ours))

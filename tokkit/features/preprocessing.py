@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tokkit.errors import DataError, UsageError
+from tokkit.errors import DataError, ItemError, UsageError
 from tokkit.features import tilings
 from tokkit.features.base import FeatureOptions, Grid, Prepared, Tiling, View, ViewKind
 from tokkit.features.tilings import Size
@@ -29,6 +29,7 @@ from tokkit.media.transforms import FILTERS, Filter, flatten
 from tokkit.storage import read_json
 
 WHITE = (255, 255, 255)
+MAX_PIXELS = 1 << 27  # of a picture on its way: a line of one pixel must not become gigabytes when its shorter side is enlarged
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5, 0.5, 0.5)
 
@@ -305,6 +306,7 @@ class ImagePreparer:
         how = self.preprocessing
         if (how.pad_square or self.options.pad_square) and picture.width != picture.height:
             side = max(picture.size)
+            self._bounded(picture, side, side)
             red, green, blue = (int(x * 255) for x in how.mean or (0.0, 0.0, 0.0))
             square = Image.new("RGB", (side, side), (red, green, blue))
             square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
@@ -312,11 +314,18 @@ class ImagePreparer:
         if how.shortest is not None:
             short, long = sorted(picture.size)
             longer = int(how.shortest * long / short)
+            self._bounded(picture, longer, how.shortest)
             upright = picture.width <= picture.height
             picture = self._resized(picture, (longer, how.shortest) if upright else (how.shortest, longer))
         elif how.size is not None:
             picture = self._resized(picture, how.size)
         return self._cropped(picture)
+
+    def _bounded(self, picture: Image.Image, width: int, height: int) -> None:
+        """ItemError where a picture would have more pixels than there may be."""
+        if width * height > MAX_PIXELS:
+            size = f"{picture.width} x {picture.height} pixels would become {width} x {height} before the crop"
+            raise ItemError("image-aspect-ratio", f"{size}; at most {MAX_PIXELS:,} are taken")
 
     def _resized(self, picture: Image.Image, size: Size) -> Image.Image:
         return picture.resize((size[1], size[0]), FILTERS[self.preprocessing.filter])
