@@ -9,7 +9,6 @@ codes in every slot of a batch of fixed shape, whatever its neighbours. See :mod
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 
 from tokkit.errors import UsageError
 from tokkit.precision import arithmetic
-from tokkit.storage import canonical_json
+from tokkit.tokenizers.folder import fingerprint_of_weights
 from tokkit.tokenizers.image.blocks import Decoder, Encoder, Level
 from tokkit.tokenizers.image.config import ImageTokenizerConfig
 from tokkit.tokenizers.image.quantizers import LEARNER, Quantizer, build_quantizer
@@ -206,13 +205,7 @@ class ImageTokenizer(nn.Module):
 
 def fingerprint(config: ImageTokenizerConfig, weights: dict[str, Tensor]) -> str:
     """SHA-256 (hex) over the configuration's identity as canonical JSON, and each tensor's name, dtype, shape and bytes."""
-    digest = hashlib.sha256()
-    digest.update(canonical_json(config.identity()).encode("ascii"))
-    for name in sorted(weights):
-        tensor = weights[name]
-        digest.update(f"\0{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return fingerprint_of_weights(config.identity(), weights)
 
 
 def _normalized_bytes(config: ImageTokenizerConfig) -> Tensor:
