@@ -84,6 +84,8 @@ def test_patches_of_each_layer(saved: Saved, name: str, specials: int, usual: An
                 assert (item.grid, item.tiles) == ((4, 4), ((specials if keep else 0, 4, 4),))
     [several] = features(encoder(folder, layers=(1, -2, "final"), keep_cls=False if specials else None), SHAPES[1])
     close(several.features, torch.cat([states[1][1], states[-2][1], states["final"][1]], dim=-1)[specials:])
+    [two] = features(encoder(folder, layers=(-2, 1), keep_cls=False if specials else None), SHAPES[1])
+    close(two.features, torch.cat([states[-2][1], states[1][1]], dim=-1)[specials:])
     kept = name == "blip2"
     [plain] = features(encoder(folder), SHAPES[1])
     close(plain.features, states[usual][1, 0 if kept else specials :])
@@ -278,6 +280,18 @@ def test_slot_and_neighbours_change_nothing(saved: Saved, name: str, options: di
                 assert np.array_equal(items[before].pooled, alone.pooled)
 
 
+def test_blocks_that_nobody_needs_are_not_run(saved: Saved) -> None:
+    folder, _, _ = saved("clip")
+    for options, blocks in (
+        ({}, 3),
+        ({"layers": (0,)}, 1),
+        ({"layers": (1, 2)}, 2),
+        ({"layers": (-1,)}, 4),
+        ({"pooled": "pooled"}, 4),
+    ):
+        assert len(encoder(folder, **options).tower.model.encoder.layers) == blocks  # type: ignore[attr-defined]
+
+
 def test_batches_are_halved_until_slots_agree(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kernel that treats the last slot of a batch of more than two otherwise, as some do at the end of a tensor."""
     from tokkit.features.towers import PatchTower
@@ -430,6 +444,34 @@ def test_weights_in_several_files_or_pickled(saved: Saved, tmp_path: Path) -> No
     with pytest.raises(DataError, match="weights"):
         encoder(tmp_path / "old")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "now", "released"),
+    [
+        ("llava-next", "vision_tower.", ("vision_tower.vision_model.", "model.vision_tower.")),
+        ("qwen2-vl", "visual.", ("model.visual.",)),
+        ("mllama", "vision_model.", ("model.vision_model.",)),
+        ("blip2", "vision_model.", ("model.vision_model.",)),
+        ("clip-vision", "", ("vision_model.",)),
+        ("whisper", "model.encoder.", ("encoder.",)),
+    ],
+)
+def test_names_of_parameters_as_they_were_released(
+    saved: Saved, tmp_path: Path, name: str, now: str, released: tuple[str, ...]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder, _, _ = saved(name)
+    expected = encoder(folder).fingerprint
+    weights = load_file(folder / "model.safetensors")
+    assert any(key.startswith(now) for key in weights)
+    for number, prefix in enumerate(released):
+        copy = tmp_path / str(number)
+        shutil.copytree(folder, copy)
+        renamed = {prefix + key.removeprefix(now) if key.startswith(now) else key: value for key, value in weights.items()}
+        save_file(renamed, copy / "model.safetensors", {"format": "pt"})
+        assert encoder(copy).fingerprint == expected, prefix
 
 
 def test_a_name_on_the_hub(saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
