@@ -19,9 +19,8 @@ from tokkit.features.resamplers import LearnedResampler
 from tokkit.features.tilings import Size
 from tokkit.features.towers import LatentTower
 from tokkit.media.transforms import Preprocessing
-from tokkit.storage import read_json
+from tokkit.tokenizers.folder import IMAGE_FORMAT, format_of
 from tokkit.tokenizers.image import load_image_tokenizer
-from tokkit.tokenizers.image.storage import FORMAT
 
 FOREIGN = ("keep_cls", "layers", "merger", "pad_square", "padding", "pooled", "precision", "tokens")
 
@@ -57,11 +56,7 @@ class LatentPreparer:
 
 def is_tokenizer(folder: Path) -> bool:
     """Whether a folder holds one of our image tokenizers."""
-    path = folder / "config.json"
-    if not path.is_file():
-        return False
-    entry = read_json(path)
-    return isinstance(entry, dict) and entry.get("format") == FORMAT
+    return format_of(folder) == IMAGE_FORMAT
 
 
 def latent_encoder(

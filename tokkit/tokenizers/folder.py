@@ -26,6 +26,7 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
 AUDIO_FORMAT = "tokkit-audio-tokenizer"
+IMAGE_FORMAT = "tokkit-image-tokenizer"
 
 Config = TypeVar("Config", bound=BaseModel)
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from tokkit.errors import DataError
 from tokkit.tokenizers.folder import CONFIG_FILE as CONFIG_FILE
-from tokkit.tokenizers.folder import FolderFormat
+from tokkit.tokenizers.folder import IMAGE_FORMAT, FolderFormat
 from tokkit.tokenizers.image.config import ImageTokenizerConfig
 from tokkit.tokenizers.image.model import ImageTokenizer, fingerprint
 
-FOLDER = FolderFormat("tokkit-image-tokenizer", 1, "an image tokenizer", ImageTokenizerConfig)
+FOLDER = FolderFormat(IMAGE_FORMAT, 1, "an image tokenizer", ImageTokenizerConfig)
 
 
 def save_image_tokenizer(tokenizer: ImageTokenizer, folder: str | Path) -> None:
