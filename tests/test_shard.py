@@ -188,13 +188,13 @@ def test_picture_codes_are_the_tokenizers_own_whatever_the_neighbours(world: Wor
 def test_every_batch_has_the_fixed_shape(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tokkit.tokenizers.image.model import ImageTokenizer
 
-    encode, shapes = ImageTokenizer.encode, []
+    normalize, shapes = ImageTokenizer.normalize, []
 
     def seen(self: ImageTokenizer, pixels):  # type: ignore[no-untyped-def]
         shapes.append(tuple(pixels.shape))
-        return encode(self, pixels)
+        return normalize(self, pixels)
 
-    monkeypatch.setattr(ImageTokenizer, "encode", seen)
+    monkeypatch.setattr(ImageTokenizer, "normalize", seen)
     result = world.run(tmp_path / "out", pack=None, report_documents=0)
     pictures = result.manifest.items["image"]["committed"]
     assert set(shapes) == {(4, 32, 32, 3)}
