@@ -33,8 +33,8 @@ from tokkit.cli import (
 
 app = typer.Typer(
     name="tokkit",
-    help="Train tokenizers for text and images, and turn web corpora into training-ready token shards, every document "
-    "exactly once.",
+    help="Train tokenizers, or take released ones, and turn web corpora into training-ready token shards or feature caches, "
+    "every document exactly once.",
     epilog="Begin with `tokkit demo`. Exit codes: 0 success, 1 failed, 2 wrong usage, 75 stopped and resumable.",
     no_args_is_help=True,
     add_completion=False,
