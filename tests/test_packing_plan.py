@@ -389,3 +389,27 @@ def testnext_residual_finds_the_lowest_set_bit(bits: set[int], low: int) -> None
         words[bit >> 6] |= np.uint64(1) << np.uint64(bit & 63)
         summary[bit >> 12] |= np.uint64(1) << np.uint64((bit >> 6) & 63)
     assert kernels.next_residual(words, summary, low) == min((b for b in bits if b >= low), default=-1)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.integers(1, 40), max_size=300),
+    st.integers(40, 90),
+    st.integers(1, 12) | st.just(1 << 62),
+)
+def test_packs_walked_one_by_one_are_those_of_the_items(lengths: list[int], seq_len: int, most: int) -> None:
+    """Two ways to the same numbering: pack by pack, and by the pack of every item."""
+    array = np.array(lengths, dtype=np.int32)
+    offsets, items, packed = kernels.packs_in_order(array, kernels.histogram(array, seq_len), seq_len, most)
+    expected = kernels.canonical_order(*kernels.pack_items(array, seq_len, most))
+    assert offsets.tolist() == expected[0].tolist()
+    assert items.tolist() == expected[1].tolist()
+    assert packed.tolist() == array[items].tolist()
+
+
+def test_long_packs_are_sorted() -> None:
+    array = np.random.default_rng(0).integers(1, 4, 5000).astype(np.int32)
+    offsets, items, _ = kernels.packs_in_order(array, kernels.histogram(array, 4000), 4000)
+    assert np.diff(offsets).max() > 1000
+    assert all((np.diff(items[a:b]) > 0).all() for a, b in itertools.pairwise(offsets.tolist()))
+    assert sorted(items.tolist()) == list(range(5000))

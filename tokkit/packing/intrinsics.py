@@ -1,6 +1,6 @@
-"""Two machine instructions that Numba does not offer by name: count trailing zeros, and memcpy.
+"""Machine instructions that Numba does not offer by name: count trailing zeros, memcpy, and prefetch.
 
-Both are LLVM intrinsics, so kernels that use them can be cached on disk (a call through ctypes cannot).
+All are LLVM intrinsics, so kernels that use them can be cached on disk (a call through ctypes cannot).
 """
 
 from __future__ import annotations
@@ -42,3 +42,18 @@ def copy_bytes(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.uint64, types.uint64, types.int64), generate
+
+
+@_intrinsic
+def prefetch(typingctx: Any, address: Any) -> Any:
+    """Ask for the memory at an address (uint64), which may be any, to be read soon."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer, number = _I8.as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        module = builder.module
+        ask = module.globals.get("llvm.prefetch.p0i8") or module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        builder.call(ask, [builder.inttoptr(args[0], pointer), number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.uint64), generate

@@ -15,16 +15,19 @@ residual in a few instructions takes the place of its linear search.)
 
 The result is a forest of *nodes*: "these ``bins`` bins took ``repeat`` items of ``length`` on top of what bins of ``parent``
 held". A pack is a path from a node to its root. :func:`assign_packs` gives the items of each length to the nodes in item
-order, and :func:`canonical_order` numbers the packs.
+order, and :func:`canonical_order` numbers the packs. :func:`packs_in_order` does both at once: it walks the packs instead of
+the items, so that what it reads and writes lies together, and takes a third of the time where items are many.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from tokkit.packing.intrinsics import trailing_zeros
+from tokkit.packing.intrinsics import prefetch, trailing_zeros
 
 Array = npt.NDArray[np.int64]
 
@@ -36,7 +39,8 @@ FIRST_BIN = 3  # the parent's bin that became bin 0
 FIRST_ITEM = 4  # first of the bins * repeat items, in order of length
 GONE = 5  # bins that went on to child nodes (always the lowest ones)
 HELD = 6  # items that each bin holds by now
-FIELDS = 7
+LENGTH = 7  # of these items
+FIELDS = 8
 NO_BOUND = 1 << 62
 
 
@@ -123,6 +127,7 @@ def best_fit_decreasing(counts: Array, seq_len: int, most: int = NO_BOUND) -> Ar
             nodes[FIRST_ITEM, used] = at
             nodes[GONE, used] = 0
             nodes[HELD, used] = held + repeat
+            nodes[LENGTH, used] = length
             room = residual - repeat * length
             if room > 0 and held + repeat < most:
                 following[used] = head[room]
@@ -144,23 +149,28 @@ def histogram(lengths: npt.NDArray[np.int32], seq_len: int) -> Array:
     return counts
 
 
+def order_by_length(lengths: npt.NDArray[np.int32], counts: Array) -> npt.NDArray[Any]:
+    """Counting sort, stable: int32 [N] (int64 where there are more), item numbers by increasing length, equal lengths in item
+    order."""
+    order: npt.NDArray[Any] = np.empty(lengths.size, dtype=np.int32 if lengths.size < 1 << 31 else np.int64)
+    _order_by_length(lengths, counts, order)
+    return order
+
+
 @nb.njit(cache=True, nogil=True)
-def order_by_length(lengths: npt.NDArray[np.int32], counts: Array) -> Array:
-    """Counting sort, stable: int64 [N], item numbers by increasing length, equal lengths in item order."""
+def _order_by_length(lengths: npt.NDArray[np.int32], counts: Array, order: npt.NDArray[Any]) -> None:
     place = np.empty(counts.size, dtype=np.int64)
     total = 0
     for i in range(counts.size):
         place[i] = total
         total += counts[i]
-    order = np.empty(lengths.size, dtype=np.int64)
     for i in range(lengths.size):
         order[place[lengths[i]]] = i
         place[lengths[i]] += 1
-    return order
 
 
 @nb.njit(cache=True, nogil=True)
-def assign_packs(nodes: Array, order: Array) -> tuple[Array, int]:
+def assign_packs(nodes: Array, order: npt.NDArray[Any]) -> tuple[Array, int]:
     """Give every item its pack: int64 [N] pack numbers (of no meaning yet), and the number of packs."""
     pack_of = np.empty(order.size, dtype=np.int64)
     packs = 0
@@ -183,6 +193,89 @@ def pack_items(lengths: npt.NDArray[np.int32], seq_len: int, most: int = NO_BOUN
     yet), and how many packs there are."""
     counts = histogram(lengths, seq_len)
     return assign_packs(best_fit_decreasing(counts, seq_len, most), order_by_length(lengths, counts))
+
+
+def packs_in_order(
+    lengths: npt.NDArray[np.int32], counts: Array, seq_len: int, most: int = NO_BOUND
+) -> tuple[Array, Array, npt.NDArray[np.int32]]:
+    """Best-fit-decreasing of items of 1..seq_len (``counts`` is their histogram), as :func:`pack_items` and
+    :func:`canonical_order` have it.
+
+    Returns:
+        int64 [packs + 1] offsets, int64 [N] items, int32 [N] their lengths.
+    """
+    nodes = best_fit_decreasing(counts, seq_len, most)
+    packs = int((nodes[BINS] - nodes[GONE]).sum())
+    return _packs_in_order(nodes, order_by_length(lengths, counts), packs)
+
+
+_LENGTH_BITS = 25  # sequences have at most 2**24 tokens
+_LAST = 1 << 60  # of the pack
+_AHEAD = 128  # items that memory is asked for ahead of use
+
+
+@nb.njit(cache=True, nogil=True)
+def _packs_in_order(nodes: Array, order: npt.NDArray[Any], packs: int) -> tuple[Array, Array, npt.NDArray[np.int32]]:
+    held = np.empty(order.size, dtype=np.int64)  # (item, length) of one pack after another, as they come
+    at_lowest = np.full(order.size, -1, dtype=order.dtype)  # where the pack begins in it whose lowest item this is
+    at = 0
+    for leaf in range(nodes.shape[1]):
+        for end in range(nodes[GONE, leaf], nodes[BINS, leaf]):
+            begin = at
+            lowest = np.int64(order.size)
+            node, bin_ = leaf, end
+            while node >= 0:
+                repeat = nodes[REPEAT, node]
+                first = nodes[FIRST_ITEM, node] + bin_ * repeat
+                lowest = min(lowest, np.int64(order[first]))
+                for i in range(first, first + repeat):
+                    held[at] = (np.int64(order[i]) << _LENGTH_BITS) | nodes[LENGTH, node]
+                    at += 1
+                bin_ += nodes[FIRST_BIN, node]
+                node = nodes[PARENT, node]
+            held[at - 1] |= _LAST
+            at_lowest[lowest] = begin
+    offsets = np.empty(packs + 1, dtype=np.int64)
+    items = np.empty(order.size, dtype=np.int64)
+    lengths = np.empty(order.size, dtype=np.int32)
+    base = held.ctypes.data
+    pack = at = 0
+    for i in range(order.size):
+        if i + _AHEAD < order.size and at_lowest[i + _AHEAD] >= 0:
+            prefetch(np.uint64(base + 8 * np.int64(at_lowest[i + _AHEAD])))
+        if at_lowest[i] >= 0:
+            offsets[pack] = at
+            begin = int(at_lowest[i])
+            end = begin
+            while held[end] < _LAST:
+                end += 1
+            held[end] ^= _LAST
+            mine = held[begin : end + 1]
+            _sort(mine)
+            for k in range(mine.size):
+                items[at + k] = mine[k] >> _LENGTH_BITS
+                lengths[at + k] = mine[k] & ((1 << _LENGTH_BITS) - 1)
+            at += mine.size
+            pack += 1
+    offsets[packs] = at
+    return offsets, items, lengths
+
+
+@nb.njit(cache=True, nogil=True)
+def _sort(values: Array) -> None:
+    """Sort in place (Shell 1959): packs are short, and made of a few rising runs."""
+    gap = 1
+    while 9 * gap < values.size:
+        gap = 3 * gap + 1
+    while gap > 0:
+        for i in range(gap, values.size):
+            value = values[i]
+            j = i
+            while j >= gap and values[j - gap] > value:
+                values[j] = values[j - gap]
+                j -= gap
+            values[j] = value
+        gap //= 3
 
 
 @nb.njit(cache=True, nogil=True)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokkit.packing.fill import fill
-from tokkit.packing.kernels import NO_BOUND, canonical_order, histogram, martello_toth, pack_items
+from tokkit.packing.kernels import NO_BOUND, canonical_order, histogram, martello_toth, packs_in_order
 from tokkit.packing.policy import SplitPolicy
 from tokkit.packing.split import LeftOut, Pieces, split_documents
 from tokkit.shards.spans import SpanTable
@@ -117,11 +117,16 @@ def plan_packs(
     pieces, left_out = split_documents(lengths, spans, seq_len, policy)
     if policy is SplitPolicy.FILL and spans is not None:
         filled = fill(pieces, spans, seq_len)
-        pieces, pack_of, packs = filled.pieces, filled.pack_of, filled.packs
+        offsets, items = canonical_order(filled.pack_of, filled.packs)
+        counts = histogram(filled.pieces.length, seq_len)
+        pieces = filled.pieces.take(items)
     else:
-        pack_of, packs = pack_items(pieces.length, seq_len, max_documents or NO_BOUND)
-    counts = histogram(pieces.length, seq_len)
-    offsets, items = canonical_order(pack_of, packs)
+        counts = histogram(pieces.length, seq_len)
+        offsets, items, packed = packs_in_order(pieces.length, counts, seq_len, max_documents or NO_BOUND)
+        if len(pieces) == len(lengths) and not len(left_out):  # each is a whole document, and the items are these
+            pieces = Pieces(items, np.zeros(len(items), dtype=np.int64), packed)
+        else:
+            pieces = Pieces(pieces.document[items], pieces.start[items], packed)
     tokens = int(pieces.length.sum(dtype=np.int64))
     bounds = Bounds(-(-tokens // seq_len), int(martello_toth(counts, seq_len)))
-    return PackPlan(seq_len, policy, max_documents, len(lengths), offsets, pieces.take(items), left_out, bounds)
+    return PackPlan(seq_len, policy, max_documents, len(lengths), offsets, pieces, left_out, bounds)

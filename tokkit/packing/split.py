@@ -255,6 +255,11 @@ def split_documents(
         spans = SpanTable(np.zeros(len(lengths) + 1, dtype=np.int64), none, none, np.zeros(0, dtype=np.uint8))
     elif len(spans.offsets) != len(lengths) + 1:
         raise ValueError(f"spans of {len(spans.offsets) - 1} documents for {len(lengths)} lengths")
+    if policy is not SplitPolicy.FILL and lengths.size and lengths.min() > 0 and lengths.max() <= seq_len:
+        number = np.arange(len(lengths), dtype=np.int64)  # nothing to cut and nothing to leave out
+        none = np.zeros(0, dtype=np.int64)
+        left_out = LeftOut(none, none, np.zeros(0, dtype=np.uint8), none)
+        return Pieces(number, np.zeros_like(number), lengths.astype(np.int32)), left_out
     table = (spans.offsets, spans.start, spans.length, spans.modality)
     counts, reasons, needs = _count_pieces(
         lengths, *table, seq_len, policy is not SplitPolicy.NEVER, policy is SplitPolicy.FILL
