@@ -57,6 +57,12 @@ def train_vq(
     accumulate: Annotated[
         int | None, typer.Option(show_default="1", help="Parts of a batch that go through one after another (less memory).")
     ] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="For inputs larger than memory: read and decode them while training.")
+    ] = False,
+    workers: Annotated[
+        int | None, typer.Option(show_default="by device", help="Processes or threads that decode and crop.")
+    ] = None,
     init_from: Annotated[
         Path | None, typer.Option(help="Go on from a tokenizer's folder or a released checkpoint, in place of a preset.")
     ] = None,
@@ -152,6 +158,8 @@ def train_vq(
             "resume": resume or None,
             "warmup": warmup,
             "accumulate": accumulate,
+            "stream": stream or None,
+            "workers": workers,
             "init_from": init_from,
             "recipe": recipe,
             "loss": loss,

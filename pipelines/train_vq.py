@@ -1,6 +1,7 @@
 """The job ``tokkit train-vq``: pictures in, an image tokenizer out.
 
-    read     the inputs' units in an order drawn from the seed, until they end or ``cache_mb`` of pictures are held
+    read     the inputs' units in an order drawn from the seed, until they end or ``cache_mb`` of pictures are held; or, with
+             ``stream``, again in each epoch while the training goes on (:mod:`tokkit.pipelines.train_vq_data`)
     split    a share by content hash is held out
     train    steps that are pure functions of (state, seed, number) (:mod:`tokkit.pipelines.training_run`)
     write    samples.png, config.json + model.safetensors, training.html, training.json (what was done and how it came out)
@@ -12,24 +13,22 @@ writes.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from math import log
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image as PILImage
 
 from tokkit.errors import DataError, FingerprintMismatch, UsageError
 from tokkit.metrics.codebook import CodebookWindow
 from tokkit.pipelines.inputs import announce_ignored
-from tokkit.pipelines.progress import Progress, SilentProgress, Task, duration
+from tokkit.pipelines.progress import Progress, SilentProgress, duration
 from tokkit.pipelines.train_vq_config import DEFAULT_STEPS, TrainVQConfig
+from tokkit.pipelines.train_vq_data import TrainingData, cached, streamed
 from tokkit.pipelines.train_vq_parts import (
     Start,
     built_critics,
@@ -45,24 +44,19 @@ from tokkit.pipelines.training_page import write_training_page
 from tokkit.pipelines.training_run import RunEnd, RunOptions, TrainingRun, checkpoints, differing
 from tokkit.sources.resolve import resolve_inputs
 from tokkit.storage import pretty_json, read_json, replacing, write_atomic
+from tokkit.tokenizers.image.config import ImageTokenizerConfig
 from tokkit.tokenizers.image.quantizer_config import ResidualVqQuantizer, VqQuantizer
 from tokkit.tokenizers.image.storage import CONFIG_FILE, save_image_tokenizer
 from tokkit.training.alarms import Watch
-from tokkit.training.augmentation import Augmentation, BatchMaker
 from tokkit.training.engine import Engine, World
 from tokkit.training.engine.world import joined
 from tokkit.training.image_task import ImageTask, sample_grid
-from tokkit.training.pictures import Picture, PictureSet, Reject, pictures_of, read_pictures
+from tokkit.training.pictures import Picture, Reject, pictures_of
 
 __all__ = ["DEFAULT_STEPS", "TrainVQConfig", "TrainVQResult", "train_on_pictures", "train_vq"]
 
-REJECTS_FILE = "rejects.jsonl"
 SAMPLES_FILE = "samples.png"
 RESULT_FILE = "training.json"
-
-# Held-out pictures beyond this many say little more and cost time.
-MAX_VALIDATION = 256
-SAMPLES = 8
 
 
 @dataclass(frozen=True)
@@ -111,6 +105,10 @@ def train_vq(config: TrainVQConfig, progress: Progress) -> TrainVQResult:
         return finished
     inputs = resolve_inputs(list(config.inputs))
     announce_ignored(inputs, progress)
+    if config.stream:
+        return _run(
+            config, start, progress, lambda run: streamed(*run.whose, inputs.sources, run.world, run.device, run.progress)
+        )
     return train_on_pictures(config, start, pictures_of(inputs.sources, config.seed), progress)
 
 
@@ -118,11 +116,15 @@ def train_on_pictures(
     config: TrainVQConfig, start: Start, pictures: Iterable[Picture | Reject], progress: Progress
 ) -> TrainVQResult:
     """The job behind the reading of sources: decode, train, write."""
+    return _run(config, start, progress, lambda run: cached(*run.whose, pictures, run.world, run.device, run.progress))
+
+
+def _run(config: TrainVQConfig, start: Start, progress: Progress, data: Callable[[_Run], TrainingData]) -> TrainVQResult:
     device = device_of(config)
     before = torch.get_num_threads()
     with joined(device) as world:
         try:
-            return _Run(config, start, device, world, progress if world.main else SilentProgress()).run(pictures)
+            return _Run(config, start, device, world, progress if world.main else SilentProgress()).run(data)
         finally:
             torch.set_num_threads(before)
 
@@ -141,17 +143,26 @@ class _Run:
         self.threads = [config.threads] if config.threads else [1] if world.size > 1 else [cores, 1]
         self.at_once = config.batch_size // (world.size * config.accumulate)
 
-    def run(self, pictures: Iterable[Picture | Reject]) -> TrainVQResult:
+    @property
+    def whose(self) -> tuple[TrainVQConfig, ImageTokenizerConfig]:
+        """What pictures are read for."""
+        return self.config, self.start.config
+
+    def run(self, data: Callable[[_Run], TrainingData]) -> TrainVQResult:
+        self.config.out.mkdir(parents=True, exist_ok=True)
+        self.data = data(self)
+        try:
+            return self._trained()
+        finally:
+            self.data.batches.close()
+
+    def _trained(self) -> TrainVQResult:
         config = self.config
-        if self.world.main:
-            config.out.mkdir(parents=True, exist_ok=True)
-        self.pictures = self._read(pictures)
-        self.held_out = np.stack(self.pictures.held_out[:MAX_VALIDATION]) if self.pictures.held_out else None
         tokenizer = built_tokenizer(self.start, config, self.device)
         critics, files = built_critics(config, self.start.config.preprocessing.size, self.device)
         self.task = ImageTask(
             tokenizer,
-            self._batches(),
+            self.data.batches,
             objective_of(config),
             critics,
             pictures_at_once=config.batch_size // config.accumulate,
@@ -170,7 +181,7 @@ class _Run:
             max_seconds=config.max_minutes * 60 if config.max_minutes else None,
             batch_size=config.batch_size,
             identity=_identity(config, self.start) | files | {"precision": precision_of(config, self.device)},
-            data=self.pictures.digest,
+            data=self.data.digest,
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every,
             keep_last=config.keep_last,
@@ -190,32 +201,6 @@ class _Run:
         run.tidy()
         return result
 
-    # ---- before
-
-    def _read(self, pictures: Iterable[Picture | Reject]) -> PictureSet:
-        config = self.config
-        margin = Augmentation(config.min_crop_area, config.flip).margin
-        preprocessing = self.start.config.preprocessing
-        with self.progress.task("read pictures", unit="pictures") as task:
-            counted = _counted(pictures, task)
-            found = read_pictures(counted, preprocessing, margin, config.val_fraction, config.cache_mb * 2**20, self.threads[0])
-        if self.world.main:
-            rows = [json.dumps(asdict(reject), ensure_ascii=True) + "\n" for reject in found.rejects]
-            write_atomic(config.out / REJECTS_FILE, "".join(rows))
-        self.progress.log(f"{found.seen} pictures read: {len(found.train)} to train on, {len(found.held_out)} held out")
-        for reason, count in found.reasons.items():
-            self.progress.log(f"not used: {count} x {reason} (listed in {REJECTS_FILE})")
-        if found.full:
-            self.progress.log(f"memory for pictures is full (cache_mb {config.cache_mb}); the rest of the input is not used")
-        if not found.train:
-            raise UsageError(f"no picture to train on in {', '.join(config.inputs)} ({found.seen} read; see {REJECTS_FILE})")
-        return found
-
-    def _batches(self) -> BatchMaker:
-        config = self.config
-        size, augmentation = self.start.config.preprocessing.size, Augmentation(config.min_crop_area, config.flip)
-        return BatchMaker(self.pictures.train, size, config.batch_size, config.seed, augmentation)
-
     def _announce(self) -> None:
         tokenizer, recipe = self.task.tokenizer, self.config.resolved_recipe
         books = "" if tokenizer.codebooks == 1 else f"{tokenizer.codebooks} times "
@@ -231,41 +216,36 @@ class _Run:
     # ---- what the run asks for
 
     def validate(self) -> dict[str, float | None]:
-        if self.held_out is None:
+        if self.data.held_out is None:
             return {}
-        found = self.task.validate(self.held_out, self.at_once)
+        found = self.task.validate(self.data.held_out, self.at_once)
         return {"val_psnr": found.psnr, "val_ssim": found.ssim, "val_lpips": found.lpips}
 
     def score(self, figures: Mapping[str, float | None]) -> float | None:
         distance = figures.get("val_lpips")
         return -distance if distance is not None else figures.get("val_psnr")
 
-    def draw(self) -> PILImage.Image:
-        return PILImage.fromarray(sample_grid(self.task.tokenizer, self._shown()))
+    def draw(self) -> PILImage.Image | None:
+        shown = self.data.shown
+        return PILImage.fromarray(sample_grid(self.task.tokenizer, shown)) if shown is not None else None
 
     def save(self, folder: Path) -> None:
         save_image_tokenizer(self.task.tokenizer, folder)
-
-    def _shown(self) -> NDArray[np.uint8]:
-        if self.held_out is not None:
-            return self.held_out[:SAMPLES]
-        return BatchMaker(
-            self.pictures.train, self.start.config.preprocessing.size, SAMPLES, self.config.seed, Augmentation()
-        ).batch(0)
 
     # ---- after
 
     def _write(self, end: RunEnd) -> TrainVQResult:
         out, tokenizer = self.config.out, self.task.tokenizer
+        pictures, rejects = self.data.counted()
         result = TrainVQResult(
             out=str(out),
             fingerprint=tokenizer.fingerprint,
             steps=end.steps,
             seconds=end.seconds,
             stopped_by=end.stopped_by,
-            pictures=len(self.pictures.train),
-            held_out=len(self.pictures.held_out),
-            rejects=self.pictures.reasons,
+            pictures=pictures,
+            held_out=self.data.held_out_count,
+            rejects=rejects,
             val_psnr=end.validation.get("val_psnr"),
             codebook_size=tokenizer.codebook_size,
             codebook_usage=self.window.usage,
@@ -276,8 +256,10 @@ class _Run:
         )
         if not self.world.main:
             return result
-        with replacing(out / SAMPLES_FILE) as temporary:
-            self.draw().save(temporary, format="png")
+        drawn = self.draw()
+        if drawn is not None:
+            with replacing(out / SAMPLES_FILE) as temporary:
+                drawn.save(temporary, format="png")
         options = self.config.resolved() | {"weights_from": self.start.identity}
         write_atomic(out / RESULT_FILE, pretty_json({"options": options, "result": asdict(result)}))
         write_training_page(out, f"tokkit train-vq: {self.start.config.name}", options, asdict(result))
@@ -320,9 +302,3 @@ def _finished(config: TrainVQConfig, start: Start, path: Path) -> TrainVQResult:
     if differences:
         raise FingerprintMismatch(f"{config.out} holds the tokenizer of another run: {'; '.join(differences)}")
     return result
-
-
-def _counted(pictures: Iterable[Picture | Reject], task: Task) -> Iterator[Picture | Reject]:
-    for picture in pictures:
-        yield picture
-        task.advance(1)

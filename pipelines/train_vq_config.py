@@ -20,7 +20,7 @@ RecipeName = Literal["plain", "gan"]
 # What the weights do not depend on: a run may go on with others of these.
 _NOT_SEMANTIC = {
     *("inputs", "out", "threads", "resume", "log_every", "checkpoint_every", "keep_last", "tensorboard", "compile"),
-    *("recompute", "lpips_vgg", "lpips_heads", "logit_model", "gan_model", "init_from", "device"),
+    *("recompute", "lpips_vgg", "workers", "lpips_heads", "logit_model", "gan_model", "init_from", "device"),
 }
 
 
@@ -75,7 +75,11 @@ class TrainVQConfig(BaseModel):
         threads: of training; if not given, all cores or one, whichever is faster as measured while it goes. The weights then
             depend on the machine by rounding; name a number to have them again to the byte.
         val_fraction: share of pictures held out.
-        cache_mb: decoded pictures to hold; the rest of the input is not used.
+        cache_mb: decoded pictures to hold; the rest of the input is not used, unless ``stream`` is set.
+        stream: hold no decoded pictures: read and decode all of the input again in each epoch, while the training goes on.
+        block_mb: with ``stream``, encoded pictures that are held at once and put into a random order.
+        workers: processes that decode (with ``stream``), or threads that crop; if not given, 0 beside a CPU (in turn with the
+            training) but one with ``stream``, and all cores but two beside a GPU.
         log_every: steps between two lines of metrics.jsonl.
         checkpoint_every: steps between two checkpoints; the newest ``keep_last`` are kept.
         tensorboard: write TensorBoard's files too.
@@ -126,6 +130,9 @@ class TrainVQConfig(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     val_fraction: float = Field(default=0.05, ge=0, lt=1)
     cache_mb: int = Field(default=2048, ge=1)
+    stream: bool = False
+    block_mb: int = Field(default=256, ge=1)
+    workers: int | None = Field(default=None, ge=0)
     log_every: int = Field(default=20, ge=1)
     checkpoint_every: int = Field(default=250, ge=1)
     keep_last: int = Field(default=2, ge=1)

@@ -122,19 +122,19 @@ def plan_vq(config: TrainVQConfig) -> TrainVQPlan:
 def saved_bytes(task: ImageTask, *, adversarial: bool, bf16: bool) -> int:
     """What the backward pass of one picture needs to have kept, in bytes; the same memory is counted once."""
     held: dict[int, int] = {}
+    kept: list[Tensor] = []  # so that no memory is used twice while counting
     weights = {p.untyped_storage().data_ptr() for p in task.tokenizer.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
+        kept.append(tensor)
         if storage.data_ptr() not in weights:
             held[storage.data_ptr()] = storage.nbytes()
-        kept.append(tensor)
         return tensor
 
-    kept: list[Tensor] = []  # so that no memory is used twice while counting
     with (
         seeded(0),
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
     ):
         task.generate(task.batch(0, 0), Phase(0.5, adversarial, adversarial))

@@ -49,6 +49,11 @@ class Augmentation:
         return 1 / sqrt(self.min_area)
 
 
+def variation_of(seed: int, number: int) -> np.random.Generator:
+    """What crop and flip of sample ``number`` are drawn from."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, _VARIATION, number])))
+
+
 class BatchMaker:
     """Batches by number.
 
@@ -75,9 +80,13 @@ class BatchMaker:
 
     def part(self, step: int, part: int, parts: int) -> NDArray[np.uint8]:
         """One of ``parts`` equal parts of a step's batch; together they are the batch."""
+        return np.stack([self.sample(n) for n in self.numbers(step, part, parts)])
+
+    def numbers(self, step: int, part: int, parts: int) -> range:
+        """Numbers of the samples of a part."""
         count = self.batch_size // parts
         first = step * self.batch_size + part * count
-        return np.stack([self._sample(n) for n in range(first, first + count)])
+        return range(first, first + count)
 
     def state(self) -> dict[str, Any]:
         """Nothing: which pictures a step sees is said by its number."""
@@ -86,11 +95,14 @@ class BatchMaker:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on; see :meth:`state`."""
 
-    def _sample(self, number: int) -> NDArray[np.uint8]:
+    def close(self) -> None:
+        """Nothing is under way."""
+
+    def sample(self, number: int) -> NDArray[np.uint8]:
+        """uint8 ``[size, size, 3]``: sample ``number`` of the run."""
         epoch, position = divmod(number, len(self.pictures))
         picture = self.pictures[self._permutation(epoch)[position]]
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, _VARIATION, number])))
-        return self.augmentation.apply(picture, self.size, rng)
+        return self.augmentation.apply(picture, self.size, variation_of(self.seed, number))
 
     def _draw_permutation(self, epoch: int) -> NDArray[np.int64]:
         rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([self.seed, _ORDER, epoch])))

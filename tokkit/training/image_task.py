@@ -48,6 +48,9 @@ class Batches(Protocol):
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from :meth:`state`."""
 
+    def close(self) -> None:
+        """Let go of processes and threads."""
+
 
 @dataclass(frozen=True, slots=True)
 class Objective:

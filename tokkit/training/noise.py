@@ -30,3 +30,6 @@ class NoiseBatches:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Nothing to go on from."""
+
+    def close(self) -> None:
+        """Nothing is under way."""

@@ -78,14 +78,19 @@ def pictures_of(sources: Iterable[Source], seed: int) -> Iterator[Picture | Reje
     """The pictures of all sources, units in an order drawn from the seed: a bounded memory then holds a part of each."""
     units = [(source, unit) for source in sources for unit in source.units(UNIT_BYTES)]
     for source, unit in sorted(units, key=lambda pair: _draw(seed, pair[1])):
-        for found in source.read(unit):
-            where = f"{source.name}/{found.locator}"
-            if isinstance(found, ContainerDamage):
-                yield Reject(where, Outcome.REJECTED, found.reason, f"bytes {found.start} to {found.stop}: {found.message}")
-            elif found.failure is not None:
-                yield Reject(where, found.failure.outcome, found.failure.reason, found.failure.message)
-            else:
-                yield from _pictures_in(found, where)
+        yield from pictures_in_unit(source, unit)
+
+
+def pictures_in_unit(source: Source, unit: Unit) -> Iterator[Picture | Reject]:
+    """The pictures of one unit, in the order of its file."""
+    for found in source.read(unit):
+        where = f"{source.name}/{found.locator}"
+        if isinstance(found, ContainerDamage):
+            yield Reject(where, Outcome.REJECTED, found.reason, f"bytes {found.start} to {found.stop}: {found.message}")
+        elif found.failure is not None:
+            yield Reject(where, found.failure.outcome, found.failure.reason, found.failure.message)
+        else:
+            yield from _pictures_in(found, where)
 
 
 def read_pictures(
@@ -174,7 +179,7 @@ def _decoded(
             return Reject(picture.locator, Outcome.REJECTED, error.reason, error.message)
         if held_out:
             return picture.media.hash, True, preprocessing.apply(image)
-        return picture.media.hash, False, _slightly_larger(flatten(image, preprocessing.background), preprocessing, margin)
+        return picture.media.hash, False, slightly_larger(flatten(image, preprocessing.background), preprocessing, margin)
 
     waiting: deque[tuple[Picture | Reject, Future[Reject | tuple[str, bool, NDArray[np.uint8]]]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
@@ -192,8 +197,8 @@ def _decoded(
                 future.cancel()
 
 
-def _slightly_larger(image: PILImage.Image, preprocessing: Preprocessing, margin: float) -> NDArray[np.uint8]:
-    """The whole picture (the middle of a very long one) at a shorter side of ``size * margin``."""
+def slightly_larger(image: PILImage.Image, preprocessing: Preprocessing, margin: float) -> NDArray[np.uint8]:
+    """What is kept of an RGB picture: all (the middle of a very long one) at a shorter side of ``size * margin``."""
     resized = preprocessing.resize.resize(image, ceil(preprocessing.size * margin))
     bound = int(MAX_KEPT_ASPECT * min(resized.size))
     left, top = max(0, resized.width - bound) // 2, max(0, resized.height - bound) // 2
