@@ -315,6 +315,28 @@ def test_batches_are_halved_until_slots_agree(saved: Saved, monkeypatch: pytest.
     assert seen == [8, 4, 2] + [2] * 6  # looked for once
 
 
+@pytest.mark.parametrize(("name", "batch"), [("siglip2", 8), ("mllama", 32)])
+def test_the_size_of_batches_does_not_depend_on_the_first_item(
+    saved: Saved, name: str, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slot that differs only at its end, where small pictures have nothing but padding."""
+    folder, _, _ = saved(name)
+    ours: Any = encoder(folder)
+    run = type(ours.tower).run
+
+    def uneven(self: Any, units: Any, slots: int) -> Any:
+        out = run(self, units, slots)
+        if slots > 2 and len(units) == slots:
+            filled = sum(len(tokens) for tokens in out.tokens[-1])
+            if filled == {"siglip2": 20, "mllama": 4 * 17}[name]:
+                out.tokens[-1][-1][-1, 0] += 1e-6
+        return out
+
+    monkeypatch.setattr(type(ours.tower), "run", uneven)
+    features(ours, (28, 28), batch_size=batch)
+    assert list(ours._steady.values()) == [2]
+
+
 def test_a_model_of_odd_sizes_is_the_same_in_every_slot(tmp_path: Path) -> None:
     """Nothing in it is a multiple of a vector: without halving, the last slot differs on CPUs with wide vectors."""
     from transformers import SiglipImageProcessorPil, SiglipVisionConfig, SiglipVisionModel

@@ -7,7 +7,6 @@ as float32 and laid out. See :mod:`tokkit.features.base` for what it promises.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -84,7 +83,7 @@ class TowerEncoder:
     ) -> None:
         self.tower, self.preparer, self.options, self.resampler = tower, preparer, options, resampler
         self._steps = tuple(step for step in options.reductions if not isinstance(step, Resampler))
-        self._steady: dict[tuple[Any, ...], int] = {}
+        self._steady: dict[int, int] = {}
         self._check()
         self._about = about
         self._fingerprint = fingerprint_of({"code": CODE_VERSION, **self._identity()})
@@ -192,21 +191,19 @@ class TowerEncoder:
 
     def _slots(self, asked: int, unit: Unit) -> int:
         """Units of a batch, so that it does not matter which slot one is in."""
-        key = (asked, tuple(view.pixels.shape for view in unit[1]))
-        if key not in self._steady:
-            rng = np.random.default_rng(0)
-            noise = [replace(v, pixels=rng.standard_normal(v.pixels.shape, dtype=np.float32)) for v in unit[1]]
+        if asked not in self._steady:
+            noise = self.tower.noise(unit)
 
             def run(slots: int) -> list[Tensor]:
-                out = self.tower.run([(unit[0], noise)] * slots, slots)
+                out = self.tower.run([noise] * slots, slots)
                 found = [] if out.pooled is None else [out.pooled]
                 if isinstance(out.tokens, Tensor):
                     return [*found, self._reduced(out.tokens, out.grids[0])]
                 return [*found, *(torch.stack(views) for views in zip(*out.tokens, strict=True))]
 
             with torch.autocast(self.tower.device.type, enabled=False):
-                self._steady[key] = steady(run, asked)
-        return self._steady[key]
+                self._steady[asked] = steady(run, asked)
+        return self._steady[asked]
 
     def _tokens(self, out: Encoded, units: Sequence[Unit]) -> Iterator[list[NDArray[np.float32]]]:
         """For each unit the reduced tokens of its views."""

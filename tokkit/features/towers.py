@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -127,6 +127,10 @@ class Tower:
         """How many units a batch of so many views has."""
         return batch_size
 
+    def noise(self, like: Unit) -> Unit:
+        """A unit of noise that fills a slot to its end, whatever it is made after (:mod:`tokkit.features.slots`)."""
+        return like[0], [_noise(view.pixels.shape) for view in like[1]]
+
     def run(self, units: Sequence[Unit], slots: int) -> Encoded:
         """Encode at most ``slots`` units in a batch of exactly ``slots``."""
         raise NotImplementedError
@@ -188,6 +192,10 @@ class NaflexTower(Tower):
     def grid(self, size: Size) -> Grid:
         """As the base class."""
         return size[0] // self._patch, size[1] // self._patch
+
+    def noise(self, like: Unit) -> Unit:
+        """As many patches as there may be, in one row."""
+        return like[0], [_noise((3, self._patch, self._patch * self._most))]
 
     @torch.no_grad()
     def run(self, units: Sequence[Unit], slots: int) -> Encoded:
@@ -266,6 +274,11 @@ class LlamaTower(Tower):
         """Pictures whose tiles, padding and all, are no more than the batch, and one at least."""
         return max(1, batch_size // self._tiles)
 
+    def noise(self, like: Unit) -> Unit:
+        """As many tiles as there may be, in one row."""
+        item, views = like
+        return replace(item, tiles=(1, self._tiles)), [_noise(views[0].pixels.shape)] * self._tiles
+
     def aspect_ratio_id(self, item: Prepared) -> int:
         """By which the model looks up its embeddings of tiles."""
         assert item.tiles is not None
@@ -328,6 +341,10 @@ class LatentTower(Tower):
         tokenizer: Any = self.model
         latents = tokenizer.quant_conv(tokenizer.encoder(self._pixels(units, slots)))
         return Encoded(latents.flatten(2).transpose(1, 2), [tuple(latents.shape[2:])] * len(units))
+
+
+def _noise(shape: tuple[int, ...]) -> View:
+    return View(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
 
 
 def unit_length(vectors: Tensor) -> Tensor:
