@@ -14,6 +14,8 @@ EXAMPLES = examples(
     "tokkit export shards/ --format ds --out nanotron/",
     "tokkit export shards/ --format parquet --pack seq4096-overlong --out hf/",
     "tokkit export shards/ --format hf-tokenizer --out tokenizer/",
+    "tokkit export features/ --format safetensors --out st/",
+    "tokkit export pooled/ --format clip-retrieval --text-encoder clip/ --out retrieval/",
 )
 
 
@@ -23,20 +25,26 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    directory: Annotated[Path, typer.Argument(help="Finished output directory of `tokkit shard`.")],
+    directory: Annotated[Path, typer.Argument(help="Finished output directory of `tokkit shard` or `tokkit features`.")],
     format_: Annotated[
         str,
         typer.Option(
             "--format",
             help="megatron (.bin, .idx), ds (datatrove, nanotron), olmo (headerless .npy), mds (mosaicml-streaming), parquet "
-            "or arrow (Hugging Face datasets), webdataset (tars), or hf-tokenizer (the vocabulary, for Transformers).",
+            "or arrow (Hugging Face datasets), webdataset (tars), or hf-tokenizer (the vocabulary, for Transformers). Of a "
+            "feature cache: webdataset, safetensors or clip-retrieval.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to be made.")],
     pack: Annotated[
         str | None, typer.Option(metavar="NAME", help="Export the sequences of this packing plan instead of documents.")
     ] = None,
-    text_tokenizer: Annotated[Path | None, typer.Option(help="For hf-tokenizer: where it is now, if it was moved.")] = None,
+    text_tokenizer: Annotated[
+        Path | None, typer.Option(help="Where it is now, if it was moved (for hf-tokenizer, and captions of clip-retrieval).")
+    ] = None,
+    text_encoder: Annotated[
+        Path | None, typer.Option(help="Folder of CLIP or SigLIP, whose text embeddings clip-retrieval gets besides.")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -47,7 +55,7 @@ def export(
         from tokkit.pipelines.export import ExportConfig
         from tokkit.pipelines.export import export as job
 
-        config = ExportConfig(directory=directory, out=out, format=format_, pack=pack, text_tokenizer=text_tokenizer)
-        result = job(config, run.progress)
+        towers = {"text_tokenizer": text_tokenizer, "text_encoder": text_encoder}
+        result = job(ExportConfig(directory=directory, out=out, format=format_, pack=pack, **towers), run.progress)
         if not run.emit({"out": str(result.out), "written": result.written, **result.record}):
             show_export(run.console, result.out, result.record, written=result.written)

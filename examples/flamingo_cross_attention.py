@@ -35,6 +35,8 @@ class GatedCrossAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, media: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """``media`` [B, K, dim]; ``mask`` [B, T, K], true where text may look."""
+        if not media.shape[1]:  # a batch without pictures
+            return x
         B, T, width = x.shape
         query = self.query(self.norm(x)).view(B, T, self.heads, -1).transpose(1, 2)
         key, value = self.key_value(self.media_norm(media)).view(B, media.shape[1], 2, self.heads, -1).transpose(1, 3).unbind(2)

@@ -20,13 +20,14 @@ from pydantic import BaseModel, ConfigDict
 
 from tokkit.data.packed import IGNORED, PackedDataset
 from tokkit.errors import DataError, UsageError
+from tokkit.features.manifest import is_cache, load_cache_manifest
 from tokkit.packing.rows import BLOCK_BYTES, TokenFiles, gather_rows, load_rows
 from tokkit.packing.store import StoredPlan, committed_folder, load_plan, pack_folder
 from tokkit.pipelines.export_tokenizer import FORMAT as HF_TOKENIZER
 from tokkit.pipelines.export_tokenizer import export_tokenizer
 from tokkit.pipelines.progress import Progress
 from tokkit.shards.exports import FORMATS, Part
-from tokkit.shards.manifest import Manifest, load_manifest
+from tokkit.shards.manifest import Manifest, RunManifest, load_manifest
 from tokkit.shards.native import TokenShards
 from tokkit.storage import attempt_name, read_json, record_json, sha256_file
 from tokkit.vocabulary import UnifiedVocabulary
@@ -39,11 +40,13 @@ class ExportConfig(BaseModel):
     """What ``tokkit export`` is asked for.
 
     Attributes:
-        directory: a finished directory of token shards.
+        directory: a finished directory of token shards, or a feature cache.
         out: the folder to be made.
-        format: one of :data:`tokkit.shards.exports.FORMATS`, or ``hf-tokenizer`` (:mod:`tokkit.pipelines.export_tokenizer`).
-        text_tokenizer: where the text tokenizer is now, if not where the run had it; for ``hf-tokenizer``.
+        format: one of :data:`tokkit.shards.exports.FORMATS`, or ``hf-tokenizer`` (:mod:`tokkit.pipelines.export_tokenizer`); of
+            a cache one of :data:`tokkit.pipelines.export_features.FORMATS`.
         pack: the packing plan whose sequences are exported; None exports documents.
+        text_tokenizer: where it is now, if not where the run had it; for ``hf-tokenizer`` and ``clip-retrieval``.
+        text_encoder: folder of a text tower, whose embeddings ``clip-retrieval`` gets besides.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,6 +56,7 @@ class ExportConfig(BaseModel):
     format: str
     pack: str | None = None
     text_tokenizer: Path | None = None
+    text_encoder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -71,18 +75,17 @@ def export(config: ExportConfig, progress: Progress) -> ExportResult:
         UsageError: no such format, or ``out`` is something else.
         DataError: the directory is not finished or damaged, or has no such plan.
     """
+    if is_cache(config.directory):
+        return _export_cache(config, progress)
     if config.format not in (*FORMATS, HF_TOKENIZER):
         raise UsageError(f"no export format {config.format!r}; there are: {', '.join((*FORMATS, HF_TOKENIZER))}")
     if config.format == HF_TOKENIZER and config.pack is not None:
         raise UsageError("--format hf-tokenizer is of the vocabulary, not of a packing plan: leave out --pack")
     manifest = load_manifest(config.directory)
     what = {"format": "tokkit-export", "version": 1, "to": config.format, "of": manifest.digest, "pack": config.pack}
-    if config.out.exists():
-        record = read_json(config.out / RECORD) if (config.out / RECORD).is_file() else None
-        if not isinstance(record, dict) or any(record.get(key) != value for key, value in what.items()):
-            raise UsageError(f"{config.out} exists and is not this export; name another --out")
-        return ExportResult(config.out, record, False)
-    licences = {kind: {"name": entry.name, "licence": entry.licence} for kind, entry in manifest.tokenizers.items()}
+    if (there := _there(config.out, what)) is not None:
+        return there
+    licences = _licences(manifest)
     if config.format == HF_TOKENIZER:
         record = {**what, "tokenizers": {kind: entry for kind, entry in licences.items() if kind == "text"}}
         export_tokenizer(config.directory, config.out, manifest, record, progress, config.text_tokenizer)
@@ -96,6 +99,52 @@ def export(config: ExportConfig, progress: Progress) -> ExportResult:
             splits[split] = _split(config, manifest, vocabulary, split, folder, progress)
         (temporary / "vocabulary.json").write_bytes((config.directory / "vocabulary.json").read_bytes())
         record = {**what, "tokenizers": licences, "dtype": manifest.dtype, "splits": splits}
+        (temporary / RECORD).write_text(record_json(record))
+    return ExportResult(config.out, read_json(config.out / RECORD), True)
+
+
+def _there(out: Path, what: dict[str, object]) -> ExportResult | None:
+    """The same export, where it is there already.
+
+    Raises:
+        UsageError: something else is there.
+    """
+    if not out.exists():
+        return None
+    record = read_json(out / RECORD) if (out / RECORD).is_file() else None
+    if not isinstance(record, dict) or any(record.get(key) != value for key, value in what.items()):
+        raise UsageError(f"{out} exists and is not this export; name another --out")
+    return ExportResult(out, record, False)
+
+
+def _licences(manifest: RunManifest) -> dict[str, object]:
+    return {kind: {"name": entry.name, "licence": entry.licence} for kind, entry in manifest.tokenizers.items()}
+
+
+def _export_cache(config: ExportConfig, progress: Progress) -> ExportResult:
+    """A feature cache (:mod:`tokkit.pipelines.export_features`)."""
+    from tokkit.pipelines.export_features import export_features, texts_of
+
+    if config.pack is not None:
+        raise UsageError("--pack is of token shards; a feature cache has no packed sequences")
+    manifest = load_cache_manifest(config.directory)
+    texts, tower = None, None
+    if config.format == "clip-retrieval":
+        texts = texts_of(config.directory, manifest, config.text_tokenizer, config.text_encoder)
+        tower = None if config.text_encoder is None else config.text_encoder.name
+    what = {
+        "format": "tokkit-export",
+        "version": 1,
+        "to": config.format,
+        "of": manifest.digest,
+        "pack": None,
+        "text_encoder": tower,
+    }
+    if (there := _there(config.out, what)) is not None:
+        return there
+    with committed_folder(config.out) as temporary:
+        splits = export_features(config.directory, config.format, temporary, texts, progress)
+        record = {**what, "tokenizers": _licences(manifest), "dtype": manifest.dtype, "splits": splits}
         (temporary / RECORD).write_text(record_json(record))
     return ExportResult(config.out, read_json(config.out / RECORD), True)
 

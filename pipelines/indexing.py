@@ -212,7 +212,7 @@ class _Attempt:
         if isinstance(slot.media, Audio):
             reader = self.task.sounds
             with self.stage("decode"):
-                made_of_sound(slot, None if reader is None else reader.check)
+                made_of_sound(slot, None if reader is None else lambda media: reader.check(media, self.alive))
             return None
         with self.stage("decode"):
             picture = open_picture(slot, self.config.takes_images, self.config.image_limits)

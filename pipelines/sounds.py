@@ -46,14 +46,14 @@ class SoundReader:
             limits=self.limits,
         )
 
-    def check(self, media: Audio) -> None:
-        """Decode a sound and keep nothing of it.
+    def check(self, media: Audio, alive: Callable[[], None]) -> None:
+        """Decode a sound and keep nothing of it; ``alive`` is called after each chunk.
 
         Raises:
             ItemError: it cannot be used.
         """
         for _ in self.chunks(media):
-            pass
+            alive()
 
 
 class SoundEncoder:
@@ -67,11 +67,12 @@ class SoundEncoder:
         self.tokenizer, self.books = tokenizer, books
         self.reader = SoundReader(tokenizer.sample_rate, tokenizer.channels, preprocessing, limits)
 
-    def encode(self, media: Audio, spend: Callable[[str, float], None]) -> AudioCodes:
+    def encode(self, media: Audio, spend: Callable[[str, float], None], alive: Callable[[], None]) -> AudioCodes:
         """A sound as a part of its document.
 
         Args:
             spend: told the seconds of decoding and of encoding, by the name of the stage.
+            alive: called with each chunk: an hour of sound takes longer than a worker may be silent.
 
         Raises:
             ItemError: it cannot be used.
@@ -83,6 +84,7 @@ class SoundEncoder:
             nonlocal decoding
             chunks = self.reader.chunks(media)
             while True:
+                alive()
                 asked = time.perf_counter()
                 chunk = next(chunks, None)
                 decoding += time.perf_counter() - asked

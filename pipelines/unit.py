@@ -360,7 +360,7 @@ class Attempt:
     def encode_sound(self, slot: Slot) -> None:
         """Give a slot the codes of its sound, or its failure."""
         sounds = self.processor.sounds
-        make = None if sounds is None else lambda media: sounds.encode(media, self.work.spend)
+        make = None if sounds is None else lambda media: sounds.encode(media, self.work.spend, self.alive)
         slot.sound = made_of_sound(slot, make)
         if slot.sound is not None:
             self.work.sounds += 1
