@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from shard_corpus import snapshot
 from sound_corpus import BAD, CLIPS, clip, write_audio_tokenizers, write_sounds
 from typer.testing import CliRunner
@@ -20,11 +22,13 @@ from tokkit.documents import Audio
 from tokkit.errors import FingerprintMismatch, UsageError
 from tokkit.failpoints import VARIABLE
 from tokkit.interleave import AudioCodes, Layout, TextCodes, decode
-from tokkit.media.audio import load_audio
+from tokkit.media.audio import AudioLimits, load_audio
+from tokkit.media.waveforms import AudioPreprocessing
 from tokkit.pipelines.decoding import DecodedAudio, DocumentDecoder
 from tokkit.pipelines.inspect import InspectConfig, inspect_document
 from tokkit.pipelines.progress import SilentProgress
 from tokkit.pipelines.shard import ShardConfig, ShardResult, shard
+from tokkit.pipelines.sounds import SoundEncoder
 from tokkit.pipelines.train_text import TrainTextConfig, train_text
 from tokkit.pipelines.verify import VerifyConfig, verify
 from tokkit.shards.native import open_shards
@@ -314,3 +318,20 @@ def test_the_options_reach_the_job(world: World, tmp_path: Path) -> None:
     assert (options["audio_layout"], options["audio_delays"], options["audio_books"]) == ("delay", [0, 1, 1], 3)
     assert (options["audio_limits"]["min_seconds"], options["audio_limits"]["max_seconds"]) == (0.1, 2.0)
     assert options["audio_tokenizer"] == str(world.mono)
+
+
+def test_a_long_sound_gives_signs_of_life(world: World) -> None:
+    """A worker that is silent for long is taken for dead, however long its sound is."""
+    tokenizer = load_audio_tokenizer(world.mono)
+    encoder = SoundEncoder(tokenizer, AudioPreprocessing(), AudioLimits(), tokenizer.codebooks)
+    calls = {}
+    for seconds in (30, 120):
+        file = io.BytesIO()
+        soundfile.write(file, np.zeros(seconds * 8000, np.float32), 8000, format="wav")
+        media = Audio(file.getvalue(), "long")
+        signs: list[None] = []
+        encoder.reader.check(media, lambda signs=signs: signs.append(None))
+        checked = len(signs)
+        encoder.encode(media, lambda stage, spent: None, lambda signs=signs: signs.append(None))
+        calls[seconds] = (checked, len(signs) - checked)
+    assert min(calls[120]) >= 3 * min(calls[30]) > 0
