@@ -23,16 +23,25 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("world"))
 
 
-def test_what_a_fast_mode_keeps_is_in_the_manifest_and_the_same_in_every_run(world: World, tmp_path: Path) -> None:
-    alone = world.run(tmp_path / "alone", precision="fp16")
-    manifest = load_manifest(tmp_path / "alone")
+@pytest.fixture(scope="module")
+def alone(world: World) -> dict[str, str]:
+    """A run in float16 in one process."""
+    return world.run(world.folder / "alone", precision="fp16")
+
+
+def test_what_a_fast_mode_keeps_is_in_the_manifest(world: World, alone: dict[str, str]) -> None:
+    manifest = load_manifest(world.folder / "alone")
     (entry,) = manifest.calibrations
     assert (entry.precision, entry.acceleration, entry.numeric) == ("fp16", "none", manifest.numeric_fingerprint)
     assert entry.pictures > 10
     assert 0.98 < entry.agreement <= 1
     assert manifest.numeric["precision"] == "fp16"
-    assert world.run(tmp_path / "shared", precision="fp16", workers=2, encoders="process", encoder_processes=2) == alone
-    assert verify(VerifyConfig(directory=tmp_path / "alone", reencode=16), SILENT).problems == []
+    assert verify(VerifyConfig(directory=world.folder / "alone", reencode=16), SILENT).problems == []
+
+
+@pytest.mark.slow
+def test_a_fast_mode_gives_the_same_bytes_whoever_encodes(world: World, alone: dict[str, str], tmp_path: Path) -> None:
+    assert world.run(tmp_path / "out", precision="fp16", workers=2, encoders="process", encoder_processes=2) == alone
 
 
 def test_float32_is_not_measured(world: World, tmp_path: Path) -> None:
@@ -90,6 +99,7 @@ def test_an_encoder_for_each_gpu_of_the_first_ones_model(monkeypatch: pytest.Mon
     assert encoder_devices("cpu", 3) == ["cpu"] * 3
 
 
+@pytest.mark.slow
 def test_each_of_several_encoder_processes_is_used(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[encoder_service.EncoderService] = []
 

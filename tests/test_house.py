@@ -81,7 +81,11 @@ def test_the_readme_names_real_commands_and_options() -> None:
     from tokkit.cli.main import app
 
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    known = {name: {o for p in c.params for o in (*p.opts, *p.secondary_opts)} | {"--help"} for name, c in commands.items()}
+    groups = {name: (c, *getattr(c, "commands", {}).values()) for name, c in commands.items()}
+    known = {
+        name: {o for c in group for p in c.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
+        for name, group in groups.items()
+    }
     seen = 0
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         text = page.read_text().replace("\\\n", " ")
