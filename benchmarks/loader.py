@@ -1,6 +1,6 @@
 """Reading rows for training: tokens/s of a batch loader against what others read fixed rows with, on the same tokens.
 
-    python benchmarks/loader.py [--rows 20000] [--seq-len 4096] [--batch-size 8] [--rounds 5]
+    python benchmarks/loader.py [--rows 20000] [--seq-len 4096] [--batch-size 8] [--rounds 5] [--peers-python PATH]
 
 Documents of lognormal length (median 700) are written as token shards and packed. Every side gives batches of int32 tensors
 [batch_size, seq_len], from memory that the system has read before, in one process and one thread, in plan order and shuffled:
@@ -9,7 +9,8 @@ Documents of lognormal length (median 700) are written as token shards and packe
   materialised rows; and with all dense fields (segments, positions, loss mask) made here;
 * np.memmap over the materialised rows: no borders, nothing checked; this is what is hardest to beat;
 * Arrow: the rows as a memory-mapped IPC file of lists, as Hugging Face ``datasets`` keeps them;
-* Megatron's IndexedDataset over ``tokkit export --format megatron --pack``, where megatron-core is installed.
+* Megatron's IndexedDataset over ``tokkit export --format megatron --pack``, where megatron-core is installed;
+* MDS and litData, by the Python of an environment that has them (``loader_peers.py``).
 
 The figure is tokens per CPU-second of the best round, and what share of a plain copy of as many bytes that is.
 """
@@ -18,7 +19,9 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -50,6 +53,7 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=4096)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peers-python", help="of an environment with mosaicml-streaming and litdata")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -72,6 +76,9 @@ def main() -> None:
             for side, give in found.items():
                 for order, numbers in orders.items():
                     best[side, order] = max(best[side, order], rate(give, numbers, options.batch_size) * options.seq_len)
+        for side, rates in peers(options.peers_python, folder, options) if options.peers_python else []:
+            found[side] = lambda numbers: numbers
+            best |= {(side, order): per_second * options.seq_len for order, per_second in rates.items()}
         for side in found:
             cells = (f"{best[side, o] / 1e6:>12,.0f}{400 * best[side, o] / copied:>10.0f} %" for o in orders)
             print(f"  {side:<44}" + "".join(cells))
@@ -154,6 +161,26 @@ def sides(folder: Path, seq_len: int) -> Iterator[tuple[str, Batches]]:
         )
     else:
         print("  (megatron-core is not installed)")
+
+
+def peers(python: str, folder: Path, options: argparse.Namespace) -> Iterator[tuple[str, dict[str, float]]]:
+    """Name and rows per CPU-second in each order of what ``loader_peers.py`` measures."""
+    export(
+        ExportConfig(directory=folder / "shards", out=folder / "mds", format="mds", pack="rows"),
+        SilentProgress(),
+    )
+    rows = folder / "shards" / "packs" / "rows" / "train" / "rows" / "rows.bin"
+    (folder / "scratch").mkdir()
+    numbers = [options.seq_len, options.batch_size, options.rounds]
+    command = [python, str(Path(__file__).with_name("loader_peers.py")), str(folder / "mds" / "train"), str(rows)]
+    command += [*map(str, numbers), str(folder / "scratch")]
+    environment = {**os.environ, "TMPDIR": str(folder / "scratch")}
+    environment.pop("PYTHONPATH", None)
+    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    for line in told.stdout.splitlines():
+        if line.startswith("{"):
+            rates = json.loads(line)
+            yield rates.pop("name"), rates
 
 
 def rate(give: Batches, numbers: np.ndarray, batch_size: int) -> float:

@@ -1,10 +1,12 @@
 """Packing: time of a plan and how full its sequences are, against peers on the same lengths in the same run.
 
-    python benchmarks/packing.py [--documents 1000000] [--seq-len 8192] [--trl-documents 100000] [--fill-documents 50000]
+    python benchmarks/packing.py [--documents 1000000 10000000] [--seq-len 8192] [--peer-documents 1000000] ...
 
 Lengths are lognormal (median 700, sigma 1.1, clipped to the sequence: reference (a)) or have 0 to 5 pictures of 1,026 tokens
-besides (reference (b)). Peers: best-fit-decreasing one document at a time in plain Python (a bit set held in one integer finds
-the bin), LightBinPack (C++) and TRL's ``pack_dataset``, the last two where they are installed. TRL moves tokens while it packs,
+besides (reference (b); b2 and b4 with twice and four times as many). What no plan can be faster than stands beside ours:
+NumPy's ``bincount`` of the lengths, and the counting sort alone. Peers: best-fit-decreasing one document at a time in plain
+Python (a bit set held in one integer finds the bin), LightBinPack (C++), binpacking (least full bin first; few documents, for
+its time is quadratic) and TRL's ``pack_dataset``, the last three where they are installed. TRL moves tokens while it packs,
 so beside it stands our plan *and* the gathering of its rows. Last, with their spans, documents of more and more pictures: whole
 documents against ``fill``, and against the most that any cutting can reach without cutting a picture. Times are CPU seconds of
 one thread, best of three (peers: one).
@@ -26,7 +28,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from tokkit.packing.kernels import best_fit_decreasing, histogram
+from tokkit.packing.kernels import best_fit_decreasing, histogram, order_by_length, pack_items
 from tokkit.packing.plan import plan_packs
 from tokkit.packing.policy import SplitPolicy
 from tokkit.packing.rows import TokenFiles, gather_rows
@@ -55,8 +57,9 @@ def lengths_of(kind: str, documents: int, seq_len: int) -> np.ndarray:
     """int64 [documents] lengths of reference (a) or (b)."""
     rng = np.random.default_rng(0)
     text = rng.lognormal(np.log(700 if kind == "a" else 200), 1.1, documents).astype(np.int64)
-    if kind == "b":
-        text += 1026 * rng.choice([0, 1, 2, 3, 5], documents, p=[0.2, 0.5, 0.15, 0.1, 0.05])
+    if kind != "a":
+        factor = int(kind[1:] or 1)
+        text += factor * 1026 * rng.choice([0, 1, 2, 3, 5], documents, p=[0.2, 0.5, 0.15, 0.1, 0.05])
     return np.clip(text, 1, seq_len)
 
 
@@ -111,6 +114,28 @@ def peers(lengths: np.ndarray, seq_len: int) -> list[Measured]:
         listed = lengths.tolist()
         seconds, bins = cpu(lambda: obfd(listed, seq_len), 1)
         found.append(Measured("LightBinPack obfd (C++): plan", len(lengths), seconds, total / (len(bins) * seq_len)))
+    if importlib.util.find_spec("binpacking"):
+        import binpacking
+
+        some = dict(enumerate(lengths[:20_000].tolist()))
+        seconds, bins = cpu(lambda: binpacking.to_constant_volume(some, seq_len), 1)
+        efficiency = sum(some.values()) / (len(bins) * seq_len)
+        found.append(Measured("binpacking to_constant_volume: plan", len(some), seconds, efficiency))
+    return found
+
+
+def floors(lengths: np.ndarray, seq_len: int) -> Measured:
+    """What planning is measured by: a histogram, a counting sort, and with it the pack of every document; the last."""
+    short = lengths.astype(np.int32)
+    seconds, counts = cpu(lambda: np.bincount(lengths, minlength=seq_len + 1), 3)
+    print(Measured("numpy bincount", len(lengths), seconds, None).line(None))
+    sort_seconds, _ = cpu(lambda: order_by_length(short, histogram(short, seq_len)), 3)
+    print(Measured("counting sort of the lengths", len(lengths), sort_seconds, None).line(None))
+    ids_seconds, _ = cpu(lambda: pack_items(short, seq_len), 3)
+    found = Measured("tokkit: sort + plan + the pack of every document", len(lengths), ids_seconds, None)
+    print(f"{found.line(None)} {sort_seconds / ids_seconds:.2f} of the sort, {seconds / ids_seconds:.2f} of bincount")
+    plan_seconds, _ = cpu(lambda: best_fit_decreasing(counts.astype(np.int64), seq_len), 3)
+    print(Measured("tokkit: best-fit-decreasing on the histogram alone", len(lengths), plan_seconds, None).line(None))
     return found
 
 
@@ -155,8 +180,30 @@ def with_copy(lengths: np.ndarray, seq_len: int) -> Measured:
     rate = stored.num_packs * seq_len * tokens.itemsize / copy_seconds / 1e9
     other = block.copy()
     seconds, _ = cpu(lambda: np.copyto(other, block), 3)
-    print(f"  gather alone: {rate:.2f} GB/s; plain copy of a block: {block.nbytes / seconds / 1e9:.2f} GB/s")
+    copied = block.nbytes / seconds / 1e9
+    print(f"  gather alone: {rate:.2f} GB/s, {rate / copied:.2f} of a plain copy of a block ({copied:.2f} GB/s)")
     return Measured("tokkit: plan + rows gathered", len(lengths), plan_seconds + copy_seconds, plan.efficiency)
+
+
+def whole(lengths: np.ndarray, seq_len: int) -> Measured:
+    """Print what a plan and streams come to; returns the plan."""
+    seconds, plan = cpu(lambda: plan_packs(lengths, None, seq_len), 3)
+    ours = Measured("tokkit plan_packs: plan, numbered, every document in it", len(lengths), seconds, plan.efficiency)
+    print(ours.line(None))
+    for window, carry in ((1000, 64), (16384, 256)):
+
+        def stream(window: int = window, carry: int = carry) -> float:
+            packer = StreamPacker(seq_len, window=window, carry=carry)
+            packer.push(lengths)
+            packer.flush()
+            return packer.efficiency
+
+        stream()  # compiles
+        seconds, full = cpu(stream, 3)
+        what = f"tokkit StreamPacker: windows of {window:,}, {carry} packs carried"
+        print(Measured(what, len(lengths), seconds, full).line(ours))
+    print(f"  {plan.num_packs:,} packs; at least {plan.bounds.martello_toth:,} are needed (Martello-Toth L2)")
+    return ours
 
 
 def interleaved(documents: int, factor: int) -> tuple[np.ndarray, SpanTable, int]:
@@ -207,43 +254,28 @@ def fill_table(documents: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--documents", type=int, default=1_000_000)
+    parser.add_argument("--documents", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--peer-documents", type=int, default=1_000_000, help="peers are left out where there are more")
     parser.add_argument("--seq-len", type=int, default=8192)
     parser.add_argument("--trl-documents", type=int, default=100_000, help="TRL moves tokens, so it gets fewer documents")
     parser.add_argument("--fill-documents", type=int, default=50_000)
     options = parser.parse_args()
     seq_len = options.seq_len
     plan_packs(np.ones(8, dtype=np.int64), None, seq_len)  # compiles, or loads the compiled kernels
-    for kind in ("a", "b"):
-        lengths = lengths_of(kind, options.documents, seq_len)
-        print(f"({kind}) {len(lengths):,} documents, mean {lengths.mean():.0f} tokens, sequences of {seq_len:,}")
-        seconds, plan = cpu(lambda lengths=lengths: plan_packs(lengths, None, seq_len), 3)
-        ours = Measured("tokkit plan_packs: plan, every document in its pack", len(lengths), seconds, plan.efficiency)
-        counts = histogram(lengths.astype(np.int32), seq_len)
-        seconds, _ = cpu(lambda counts=counts: best_fit_decreasing(counts, seq_len), 3)
-        print(Measured("tokkit: best-fit-decreasing on the histogram alone", len(lengths), seconds, None).line(None))
-        print(ours.line(None))
-        for window, carry in ((1000, 64), (16384, 256)):
-
-            def stream(lengths: np.ndarray = lengths, window: int = window, carry: int = carry) -> float:
-                packer = StreamPacker(seq_len, window=window, carry=carry)
-                packer.push(lengths)
-                packer.flush()
-                return packer.efficiency
-
-            stream()  # compiles
-            seconds, full = cpu(stream, 3)
-            what = f"tokkit StreamPacker: windows of {window:,}, {carry} packs carried"
-            print(Measured(what, len(lengths), seconds, full).line(ours))
-        print(f"  {plan.num_packs:,} packs; at least {plan.bounds.martello_toth:,} are needed (Martello-Toth L2)")
-        for peer in peers(lengths, seq_len):
-            print(peer.line(ours))
-        some = lengths[: options.trl_documents]
-        print(f"({kind}) {len(some):,} of them, tokens moved too")
-        ours = with_copy(some, seq_len)
-        print(ours.line(None))
-        for peer in trl_peers(some, seq_len):
-            print(peer.line(ours))
+    for documents in options.documents:
+        for kind in ("a", "b", "b2", "b4"):
+            lengths = lengths_of(kind, documents, seq_len)
+            print(f"({kind}) {len(lengths):,} documents, mean {lengths.mean():.0f} tokens, sequences of {seq_len:,}")
+            floors(lengths, seq_len)
+            ours = whole(lengths, seq_len)
+            for peer in peers(lengths, seq_len) if documents <= options.peer_documents else []:
+                print(peer.line(ours))
+            some = lengths[: options.trl_documents]
+            print(f"({kind}) {len(some):,} of them, tokens moved too")
+            moved = with_copy(some, seq_len)
+            print(moved.line(None))
+            for peer in trl_peers(some, seq_len) if documents <= options.peer_documents else []:
+                print(peer.line(moved))
     fill_table(options.fill_documents)
 
 
