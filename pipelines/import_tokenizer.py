@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokkit.errors import DataError, UsageError
 from tokkit.pipelines.progress import Progress
 from tokkit.storage import pretty_json, sha256_file, write_atomic
+from tokkit.tokenizers.folder import CONFIG_FILE
 from tokkit.tokenizers.image.importers.load import Imported, import_image_tokenizer
-from tokkit.tokenizers.image.storage import CONFIG_FILE, read_image_tokenizer
+from tokkit.tokenizers.image.storage import read_image_tokenizer
 
 RECORD_FILE = "import.json"
 SHOWN = 10  # dropped names that are logged

@@ -44,9 +44,10 @@ from tokkit.pipelines.training_page import write_training_page
 from tokkit.pipelines.training_run import RunEnd, RunOptions, TrainingRun, checkpoints, differing
 from tokkit.sources.resolve import resolve_inputs
 from tokkit.storage import pretty_json, read_json, replacing, write_atomic
+from tokkit.tokenizers.folder import CONFIG_FILE
 from tokkit.tokenizers.image.config import ImageTokenizerConfig
 from tokkit.tokenizers.image.quantizer_config import ResidualVqQuantizer, VqQuantizer
-from tokkit.tokenizers.image.storage import CONFIG_FILE, save_image_tokenizer
+from tokkit.tokenizers.image.storage import save_image_tokenizer
 from tokkit.training.alarms import Watch
 from tokkit.training.engine import Engine, World
 from tokkit.training.engine.world import joined

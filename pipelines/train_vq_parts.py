@@ -13,11 +13,12 @@ from tokkit.errors import ConfigError, DataError, UsageError
 from tokkit.metrics.lpips import load_lpips
 from tokkit.pipelines.train_vq_config import TrainVQConfig
 from tokkit.storage import sha256_file
+from tokkit.tokenizers.folder import CONFIG_FILE
 from tokkit.tokenizers.image.config import ImageTokenizerConfig
 from tokkit.tokenizers.image.importers.load import import_image_tokenizer
 from tokkit.tokenizers.image.model import ImageTokenizer
 from tokkit.tokenizers.image.presets import amended, configure
-from tokkit.tokenizers.image.storage import CONFIG_FILE, read_image_tokenizer
+from tokkit.tokenizers.image.storage import read_image_tokenizer
 from tokkit.training.discriminators import BlurDiscriminator, FeatureDiscriminator, PatchDiscriminator
 from tokkit.training.engine import Optimisation, Phases, World, seeded
 from tokkit.training.image_task import Critics, Objective, fresh_tokenizer

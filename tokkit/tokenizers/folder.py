@@ -25,8 +25,8 @@ from tokkit.storage import canonical_json, pretty_json, write_atomic
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-AUDIO_FORMAT = "tokkit-audio-tokenizer"
 IMAGE_FORMAT = "tokkit-image-tokenizer"
+AUDIO_FORMAT = "tokkit-audio-tokenizer"
 
 Config = TypeVar("Config", bound=BaseModel)
 

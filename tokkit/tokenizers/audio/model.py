@@ -10,7 +10,7 @@ shape, depends on its own length alone: its codes never depend on the clips besi
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from tokkit.errors import DataError, VocabularyError
+from tokkit.precision import arithmetic
 from tokkit.tokenizers.audio.base import AudioCode, AudioTokenizer, Waveform
 from tokkit.tokenizers.audio.config import AudioTokenizerConfig
 from tokkit.tokenizers.audio.ragged import encode_ragged
@@ -350,12 +351,7 @@ class EncodecTokenizer(AudioTokenizer):
     @contextmanager
     def _exactly(self) -> Iterator[None]:
         """No gradients, no lower precision, no kernels that are chosen by timing: float32 as it is on paper."""
-        cudnn = torch.backends.cudnn
-        with ExitStack() as stack:
-            stack.enter_context(torch.inference_mode())
-            stack.enter_context(torch.autocast(self.device.type, enabled=False))
-            if self.device.type == "cuda":
-                stack.enter_context(cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False))
+        with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), arithmetic("fp32"):
             yield
 
 

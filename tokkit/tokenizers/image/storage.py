@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from tokkit.errors import DataError
-from tokkit.tokenizers.folder import CONFIG_FILE as CONFIG_FILE
-from tokkit.tokenizers.folder import IMAGE_FORMAT, FolderFormat
+from tokkit.tokenizers.folder import CONFIG_FILE, IMAGE_FORMAT, FolderFormat
 from tokkit.tokenizers.image.config import ImageTokenizerConfig
 from tokkit.tokenizers.image.model import ImageTokenizer, fingerprint
 
