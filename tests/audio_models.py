@@ -43,6 +43,8 @@ def model_of(rate: int = 24000, books: int = 6, bins: int = 64, seed: int = 0, f
     for name, tensor in model.named_parameters():
         if name.endswith((".bias", ".norm.weight")):
             tensor.data += 0.1 * torch.randn_like(tensor)  # fresh norms and biases would be alike
+        elif name.endswith(".weight_g"):
+            tensor.data *= 0.7 + 0.6 * torch.rand_like(tensor)  # fresh lengths are those of the directions
     return fill(model.eval().requires_grad_(False), seed)
 
 

@@ -37,7 +37,8 @@ def _compare(model: Any, tokenizer: EncodecTokenizer, clips: dict[str, npt.NDArr
         (alone,) = tokenizer.encode([clip])
         streamed = tokenizer.encode_stream(chunked(clip, 4410))
         assert np.array_equal(streamed.codes, alone.codes), name
-        assert np.array_equal(tokenizer.encode([clip], exact=True)[0].codes, expected), name
+        if tokenizer.config.segment is None:  # else that is how it was encoded
+            assert np.array_equal(tokenizer.encode([clip], exact=True)[0].codes, expected), name
         for code in (alone, batched):
             frames += expected.shape[1]
             different += ties(model, clip, expected, code.codes)
