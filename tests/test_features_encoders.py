@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -73,8 +74,8 @@ def test_patches_of_each_layer(saved: Saved, name: str, specials: int, usual: An
     states = dict(enumerate(direct.hidden_states)) | {"final": direct.last_hidden_state}
     assert len(states) == 6
     states |= {number: states[5 + number] for number in range(-5, 0)}
-    for layer in (usual, 0, 2, 4, -1, -3, "final"):
-        for keep in (False, True):
+    for layer in dict.fromkeys((usual, 0, 2, 4, -1, -3, "final")):
+        for keep in (False, True) if layer in (0, usual) else (True,):
             ours = encoder(folder, layers=(layer,), keep_cls=keep if specials else None)
             expected = states[layer][:, 0 if keep else specials :]
             for item, state in zip(features(ours, *SHAPES[:4]), expected, strict=True):
@@ -175,6 +176,21 @@ def test_anyres_is_packed_as_llava_next_packs(saved: Saved) -> None:
     assert flat.newlines is None
     assert len(flat.features) == len(padded.features) == 16 * len(flat.tiles)
     assert np.array_equal(np.sort(flat.features, axis=0), np.sort(padded.features, axis=0))
+
+
+def test_a_llava_models_own_layers(saved: Saved, tmp_path: Path) -> None:
+    folder, _, _ = saved("llava-next")
+    for number, (layer, told) in enumerate(((-3, [2]), ([-2, 1], [3, 1]))):
+        copy = tmp_path / str(number)
+        shutil.copytree(folder, copy)
+        entry = json.loads((copy / "config.json").read_text()) | {"vision_feature_layer": layer}
+        (copy / "config.json").write_text(json.dumps(entry))
+        assert encoder(copy).describe()["layers"] == told
+        assert encoder(copy, layers=(1,)).describe()["layers"] == [1]
+    full = json.loads((folder / "config.json").read_text()) | {"vision_feature_select_strategy": "full"}
+    (copy / "config.json").write_text(json.dumps(full))
+    assert encoder(copy, tiling="none").tokens_of(28, 28) == 17
+    assert encoder(copy, tiling="none", keep_cls=False).tokens_of(28, 28) == 16
 
 
 @torch.no_grad()
@@ -401,8 +417,6 @@ def test_the_fingerprint_is_of_what_decides_the_features(saved: Saved, tmp_path:
     assert (told["licence"], told["name"], told["family"], told["layers"]) == ("mit", "elsewhere", "clip", [3])
     assert told["fingerprint"] == ours.fingerprint
     assert ours.describe()["licence"] is None
-    import json
-
     assert str(folder) not in json.dumps(told)
 
 

@@ -57,6 +57,19 @@ class Source:
         """The configuration of the vision tower."""
         return getattr(self.config, "vision_config", None) or self.config
 
+    def usual_layers(self, otherwise: Layer) -> tuple[Layer, ...]:
+        """Those that a LLaVA model's own configuration names, else the family's."""
+        told = getattr(self.config, "vision_feature_layer", None)
+        if told is None:
+            return (otherwise,)
+        return (told,) if isinstance(told, int) else tuple(told)
+
+    @property
+    def keeps_cls(self) -> bool:
+        """Whether the class token stays where nothing else is usual: as asked for, or as a LLaVA model's configuration says."""
+        full = getattr(self.config, "vision_feature_select_strategy", None) == "full"
+        return full if self.options.keep_cls is None else self.options.keep_cls
+
     def ready(self, model: nn.Module) -> nn.Module:
         """In the asked-for precision, on its device."""
         return model.to(self.device, PRECISIONS[self.options.precision])
@@ -177,10 +190,8 @@ def _clip(here: Source, preprocessing: Any) -> Built:
         pool, pooled_dim = (lambda out: unit_length(projection(out.pooler_output))), vision.projection_dim
     elif here.options.pooled == "pooled":
         pool, pooled_dim = (lambda out: out.pooler_output), vision.hidden_size
-    hidden, layers = _hidden(here, model.encoder.layers, (-2,), tied=False)
-    tower = PatchTower(
-        here.ready(model), hidden, vision, specials=1, keep=bool(here.options.keep_cls), pool=pool, pooled_dim=pooled_dim
-    )
+    hidden, layers = _hidden(here, model.encoder.layers, here.usual_layers(-2), tied=False)
+    tower = PatchTower(here.ready(model), hidden, vision, specials=1, keep=here.keeps_cls, pool=pool, pooled_dim=pooled_dim)
     return Built(tower, "clip", digest, layers)
 
 
@@ -203,7 +214,7 @@ def _siglip(here: Source, preprocessing: Any) -> Built:
             raise UsageError(f"{here.folder}: pooled: this SigLIP tower has no pooling head")
         projected = here.options.pooled == "projected"
         pool = (lambda out: unit_length(out.pooler_output)) if projected else (lambda out: out.pooler_output)
-    hidden, layers = _hidden(here, model.encoder.layers, ("final",), tied=False)
+    hidden, layers = _hidden(here, model.encoder.layers, here.usual_layers("final"), tied=False)
     model, dim = here.ready(model), vision.hidden_size if pool else None
     if naflex:
         tower: Tower = NaflexTower(model, hidden, vision, max_patches=preprocessing.max_patches, pool=pool, pooled_dim=dim)
