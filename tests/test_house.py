@@ -21,6 +21,7 @@ HEAVY = ("torch", "webdataset", "vector_quantize_pytorch", "numba", "pyarrow", "
         "import tokkit.pipelines, tokkit.sources, tokkit.tokenizers, tokkit.features, tokkit.cli.main",
         "import sys; sys.argv = ['tokkit', '--help']; from tokkit.cli.main import app; app(standalone_mode=False)",
         "import sys; sys.argv = ['tokkit', 'shard', '--help']; from tokkit.cli.main import app; app(standalone_mode=False)",
+        "import sys; sys.argv = ['tokkit', 'features', '--help']; from tokkit.cli.main import app; app(standalone_mode=False)",
     ],
 )
 def test_help_and_bare_imports_load_nothing_heavy(code: str) -> None:
@@ -105,14 +106,16 @@ def test_the_defaults_that_help_shows_are_the_jobs() -> None:
     from tokkit.cli.common import size
     from tokkit.cli.main import app
     from tokkit.pipelines.demo import DemoConfig
+    from tokkit.pipelines.features import FeaturesConfig
     from tokkit.pipelines.pack import PackConfig
     from tokkit.pipelines.shard import ShardConfig
     from tokkit.pipelines.train_text import TrainTextConfig
     from tokkit.pipelines.train_vq import DEFAULT_STEPS, TrainVQConfig
 
-    renamed = {"unit_size": "unit_bytes", "max_size": "max_bytes", "split": "split_policy"}
+    renamed = {"shard_size": "shard_bytes", "unit_size": "unit_bytes", "max_size": "max_bytes", "split": "split_policy"}
     kinds = {
         "shard": ShardConfig,
+        "features": FeaturesConfig,
         "train-text": TrainTextConfig,
         "train-vq": TrainVQConfig,
         "pack": PackConfig,
@@ -133,7 +136,7 @@ def test_the_defaults_that_help_shows_are_the_jobs() -> None:
             default = fields[name] if name in fields else getattr(fields[limits], name)
             if default is None:
                 continue  # described in words
-            if option.name in ("unit_size", "shard_tokens", "max_size", "dedup_memory"):
+            if option.name in ("unit_size", "shard_size", "shard_tokens", "max_size", "dedup_memory"):
                 assert size(option.show_default) == default, f"{command} --{option.name}"
             else:
                 assert option.show_default == str(getattr(default, "value", default)), f"{command} --{option.name}"
