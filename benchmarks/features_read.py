@@ -3,8 +3,8 @@
     python benchmarks/features_read.py --items 2000 --tokens 576 --dim 1024
 
 Each way gives the item's features as an array in memory, all bytes touched; the page cache is warm for all of them. The peers
-are read as their users read them: ``np.load(mmap_mode="r")`` of a file an item, ``safe_open(...).get_tensor`` of one file with a
-tensor an item, a tar by the offsets of its members, a parquet table by row group.
+are read as their users read them: ``np.load(mmap_mode="r")`` of a file an item, ``safe_open(...).get_tensor`` of one file with
+a tensor an item, a tar by the offsets of its members, a parquet table by row group.
 """
 
 from __future__ import annotations
