@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from tokkit.errors import DataError, ItemError, VerificationError
-from tokkit.interleave import Layout, TextCodes, decode
+from tokkit.interleave import TextCodes, decode
 from tokkit.packing.store import committed_folder
 from tokkit.pipelines.decoding import recorded_tokenizer, same_tokenizer
 from tokkit.pipelines.progress import Progress
@@ -204,7 +204,7 @@ def _documents(
     directory: Path, manifest: Manifest, vocabulary: UnifiedVocabulary, ours: TextTokenizer
 ) -> Iterator[tuple[str, list[str]]]:
     """Documents spread over all splits, with their texts."""
-    layout = Layout(manifest.layout.image, manifest.layout.image_grid, manifest.layout.gaps)  # type: ignore[arg-type]
+    layout = manifest.layout.layout
     total = sum(split.documents for split in manifest.splits.values())
     for split, entry in manifest.splits.items():
         shards = TokenShards(directory, manifest, split)

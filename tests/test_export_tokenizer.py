@@ -26,7 +26,7 @@ from tokkit.pipelines.export import ExportConfig, export
 from tokkit.pipelines.progress import SilentProgress
 from tokkit.pipelines.train_text import TrainTextConfig, train_model
 from tokkit.released_vocabularies import released_vocabulary
-from tokkit.shards.manifest import TokenizerEntry, load_manifest
+from tokkit.shards.manifest import LayoutEntry, TokenizerEntry, load_manifest
 from tokkit.storage import sha256_file
 from tokkit.tokenizers.text import TextTokenizer, load_text_tokenizer
 from tokkit.tokenizers.text.base import without_surrogates
@@ -61,7 +61,9 @@ class Exported:
     out: Path
 
 
-def write_output(directory: Path, path: Path, vocabulary: UnifiedVocabulary, documents: list[str]) -> Path:
+def write_output(
+    directory: Path, path: Path, vocabulary: UnifiedVocabulary, documents: list[str], layout: Layout | None = None
+) -> Path:
     """An output whose documents are these texts, each with a picture behind it."""
     ours = load_text_tokenizer(path, vocabulary.claimed)
     rng = np.random.default_rng(0)
@@ -70,10 +72,11 @@ def write_output(directory: Path, path: Path, vocabulary: UnifiedVocabulary, doc
         parts = [TextCodes(ours.encode(text)), ImageCodes(rng.integers(0, 64, (1, 2, 2)).astype(np.int32))]
         if not vocabulary.embedded:
             parts.append(AudioCodes(rng.integers(0, 16, (2, 3)).astype(np.int32), 16_000, 1))
-        encoded.append(encode(parts, vocabulary, Layout()))
+        encoded.append(encode(parts, vocabulary, layout or Layout()))
     packing_corpus.write_directory(directory, {"train": encoded}, vocabulary=vocabulary)
     entry = TokenizerEntry(kind=ours.kind, name="text", fingerprint=ours.fingerprint, licence="CC0-1.0", lossless=ours.lossless)
-    manifest = load_manifest(directory).model_copy(update={"tokenizers": {"text": entry}})
+    manifest = load_manifest(directory)
+    manifest = manifest.model_copy(update={"tokenizers": {"text": entry}, "layout": LayoutEntry.of(layout or Layout())})
     (directory / "manifest.json").write_text(manifest.model_dump_json())
     return directory
 
@@ -206,6 +209,13 @@ def test_a_released_models_ids_keep_their_names(tmp_path: Path, form: str) -> No
         assert not set(theirs.encode(text, add_special_tokens=False).ids) & set(vocabulary.claimed.tolist())
     figures = json.loads((tmp_path / "out" / "embedding.json").read_text())
     assert (figures["rows"], figures["new_rows"], figures["new"]) == (vocabulary.size, 0, [])
+
+
+def test_documents_of_any_layout_are_compared(exported: Exported, tmp_path: Path) -> None:
+    layout = Layout(audio="book_major")
+    directory = write_output(tmp_path / "shards", exported.path, exported.vocabulary, RUNS[:3], layout)
+    config = ExportConfig(directory=directory, out=tmp_path / "out", format="hf-tokenizer", text_tokenizer=exported.path)
+    assert export(config, SILENT).record["proof"]["documents"] == 3  # type: ignore[index]
 
 
 def test_names_that_are_taken_are_not_given_again(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ marker                 ``<|begin_image|>``                   its own
 grid size of n         ``<|grid_n|>``                        (has none)
 code n of an image     ``<|image_n|>``                       its own
 code n of codebook k   ``<|audio_k_n|>``                     its own
+pad of codebook k      ``<|audio_pad_k|>``                   (has none)
 unused id n            ``<|unused_n|>``                      its own
 =====================  ====================================  ==========================================================
 
