@@ -19,6 +19,7 @@ from tokkit.tokenizers.audio.importers.load import import_audio_tokenizer
 from tokkit.tokenizers.audio.model import EncodecTokenizer
 
 ROUNDING = 1e-6  # of features: what some twenty layers in float32 add up to
+EPSILON = 2.0**-23
 
 SMALL = {"dimension": 16, "n_filters": 4, "ratios": [8, 5, 4, 2]}
 
@@ -112,8 +113,9 @@ def theirs(model: Any, wave: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.in
 def ties(model: Any, wave: npt.NDArray[np.float32], one: npt.NDArray[np.int32], other: npt.NDArray[np.int32]) -> int:
     """Frames in which the two differ; each must be a near-tie of the package's own features, looked at in float64.
 
-    A tie: moved by :data:`ROUNDING` of its length, the feature would be as near to the chosen vector as to the nearest. Only
-    the first book that differs says something: the ones behind it have other residuals.
+    A tie: the chosen vector is farther than the nearest by no more than rounding can make it. Features are rounded in every
+    layer (moved by :data:`ROUNDING` of their length), and distances are differences of squares that are rounded, too. Only the
+    first book that differs says something: the ones behind it have other residuals.
     """
     assert one.shape == other.shape
     different = np.flatnonzero((one != other).any(axis=0))
@@ -131,7 +133,8 @@ def ties(model: Any, wave: npt.NDArray[np.float32], one: npt.NDArray[np.int32], 
                 for code in (a, b):
                     margin = float(distances[code] - distances[best])
                     apart = float((vectors[code] - vectors[best]).norm())
-                    assert margin <= 2 * blur * apart, f"frame {t}: no tie ({margin})"
+                    squares = float(rest.pow(2).sum() + vectors[code].pow(2).sum())
+                    assert margin <= 2 * blur * apart + 4 * EPSILON * squares, f"frame {t}: no tie ({margin})"
                 break
             rest = rest - vectors[a]
     return len(different)
