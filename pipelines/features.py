@@ -24,7 +24,7 @@ from tokkit.pipelines.completion import Run, committed, complete
 from tokkit.pipelines.dedup import DedupKind, normal_kinds
 from tokkit.pipelines.duplicates import DuplicateTable
 from tokkit.pipelines.features_shards import coalesce_features, feature_totals
-from tokkit.pipelines.features_unit import FeatureJob
+from tokkit.pipelines.features_unit import FeatureJob, sound_reader
 from tokkit.pipelines.fingerprint import CODE_VERSION, numeric_environment
 from tokkit.pipelines.fingerprint import NAME as CONFIG
 from tokkit.pipelines.ledger import CommitRecord
@@ -51,6 +51,10 @@ OF_TOKENS = frozenset(
     {
         "vocabulary_from",
         "image_tokenizer",
+        "audio_tokenizer",
+        "audio_layout",
+        "audio_delays",
+        "audio_books",
         "text_vocab_size",
         "image_layout",
         "shard_tokens",
@@ -83,6 +87,8 @@ SEMANTIC_OPTIONS = frozenset(
         "dedup",
         "near_distance",
         "image_limits",
+        "audio_limits",
+        "audio_preprocessing",
         "unit_bytes",
         "limit",
     }
@@ -249,7 +255,9 @@ class FeatureCaches:
         if resolved.stores is not None:
             semantic["images"] = [[store.name, store.kind] for store in resolved.stores.stores]
         packages = {*packages_of({source.format for source in resolved.sources}), *ENCODER_PACKAGES}
-        numeric = numeric_environment(device, config.batch_size, config.text_engine, packages)
+        sounds = sound_reader(encoder, config)
+        mode = (config.precision, config.acceleration, sounds is not None)
+        numeric = numeric_environment(device, config.batch_size, config.text_engine, packages, *mode)
         return FeatureSetup(
             # Ids of a cache are the text tokenizer's own: there is nothing else in the vocabulary that text could meet.
             UnifiedVocabulary.build(text.vocab_size, []),
@@ -260,6 +268,7 @@ class FeatureCaches:
             str(device),
             None,
             filters,
+            sounds,
             described=described,
             dim=encoder.dim,
             pooled_dim=encoder.pooled_dim,

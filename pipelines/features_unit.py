@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +21,11 @@ from tokkit.documents import Audio, Document, Failure, Outcome
 from tokkit.errors import FingerprintMismatch, ItemError, TransientError
 from tokkit.features.precision import StoredDtype
 from tokkit.features.writer import DocumentEntry, FeatureWriter, Item, item_of
-from tokkit.pipelines.assembly import Given, Pending, Slot, join_texts, open_picture
+from tokkit.pipelines.assembly import Given, Pending, Slot, join_texts, made_of_sound, open_picture
 from tokkit.pipelines.batching import BatchEncoder, ImageBatcher, no_memory, out_of_memory
 from tokkit.pipelines.ledger import SplitCounts, sorted_counts
 from tokkit.pipelines.plan import PlannedUnit
+from tokkit.pipelines.sounds import SoundReader
 from tokkit.pipelines.unit import Attempt, UnitJob, UnitProcessor
 from tokkit.pipelines.work import Report
 from tokkit.pipelines.writing import DocumentWriter, PayloadWriter
@@ -33,6 +34,13 @@ from tokkit.ragged import split_rows
 if TYPE_CHECKING:
     from tokkit.features.base import FeatureEncoder, ItemFeatures, Prepared
     from tokkit.pipelines.features import FeaturesConfig
+
+
+def sound_reader(encoder: FeatureEncoder, config: FeaturesConfig) -> SoundReader | None:
+    """What decodes sounds for an encoder; None where it takes none."""
+    if encoder.modality != "audio" or encoder.sample_rate is None:
+        return None
+    return SoundReader(encoder.sample_rate, 1, config.audio_preprocessing, config.audio_limits)
 
 
 class FeatureJob(UnitJob):
@@ -115,6 +123,7 @@ class _Encoder:
 class FeatureAttempt(Attempt):
     """The state of one attempt at one unit of a feature cache."""
 
+    sounds_at_once: ClassVar[bool] = False
     processor: FeatureProcessor
     config: FeaturesConfig
 
@@ -146,8 +155,9 @@ class FeatureAttempt(Attempt):
 
     def waveform(self, slot: Slot) -> npt.NDArray[np.float32] | None:
         """A sound as float32 ``[samples]`` at the encoder's rate, or None with the slot's failure set."""
-        slot.failure = Failure(Outcome.FILTERED, "no-audio-decoder", "sounds are not read by this version")
-        return None
+        reader = sound_reader(self.processor.encoder, self.config)
+        assert reader is not None  # the encoder takes sounds
+        return made_of_sound(slot, lambda media: np.concatenate(list(reader.chunks(media)), axis=1)[0])
 
     def compose(self, batch: Sequence[Pending]) -> None:
         """Write documents whose features are all there, but for those that cannot be stored or have a text without ids."""

@@ -19,7 +19,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -158,7 +158,13 @@ class UnitProcessor:
 
 
 class Attempt:
-    """The state of one attempt at one unit, or, with ``only``, at these documents of it."""
+    """The state of one attempt at one unit, or, with ``only``, at these documents of it.
+
+    Attributes:
+        sounds_at_once: whether sounds are encoded as they are met; else they wait for a batch, as pictures do.
+    """
+
+    sounds_at_once: ClassVar[bool] = True
 
     def __init__(self, processor: UnitProcessor, planned: PlannedUnit, report: Report, only: range | None = None) -> None:
         self.processor, self.config, self.job = processor, processor.config, processor.job
@@ -310,7 +316,7 @@ class Attempt:
                 segments.append(segment)
                 continue
             slot = Slot(segment, segment.failure or left_out.get(len(slots)))
-            if slot.failure is None and isinstance(segment, Audio):
+            if slot.failure is None and self.sounds_at_once and isinstance(segment, Audio):
                 self.encode_sound(slot)
             elif slot.failure is None:
                 with self.stage("decode"):
