@@ -25,7 +25,7 @@ TEXT = {
     "vocab_size": 60,
     "max_position_embeddings": 12,
     "bos_token_id": 1,
-    "eos_token_id": 2,
+    "eos_token_id": 3,  # 2 would mean an old CLIP, which is read off at the highest id
     "pad_token_id": 0,
 }
 LANGUAGE = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 100}

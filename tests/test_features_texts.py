@@ -24,11 +24,11 @@ def write_tokenizer(folder: Path, ends: bool) -> None:
     from tokenizers.pre_tokenizers import Whitespace
     from tokenizers.processors import TemplateProcessing
 
-    ids = {"<pad>": 0, "<start>": 1, "<end>": 2, "<unk>": 3} | {word: 4 + number for number, word in enumerate(WORDS)}
+    ids = {"<pad>": 0, "<start>": 1, "<unk>": 2, "<end>": 3} | {word: 4 + number for number, word in enumerate(WORDS)}
     tokenizer = Tokenizer(WordLevel(ids, unk_token="<unk>"))
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in ("<pad>", "<start>", "<end>")])
     tokenizer.pre_tokenizer = Whitespace()
-    around = [("<start>", 1), ("<end>", 2)]
+    around = [("<start>", 1), ("<end>", 3)]
     tokenizer.post_processor = TemplateProcessing(single="<start> $A <end>" if ends else "$A <end>", special_tokens=around)
     tokenizer.save(str(folder / "tokenizer.json"))
     told = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "eos_token": "<end>", "unk_token": "<unk>"}
@@ -61,6 +61,7 @@ def test_embeddings_are_the_models(name: str, tmp_path: Path) -> None:
     for order in ([4, 0, 1], [0, 0, 4], [1, 2, 3, 4, 0]):
         assert np.array_equal(ours.encode([TEXTS[i] for i in order], 2), found[order])
     assert np.linalg.norm(found, axis=1) == pytest.approx(1)
+    # Were the name read as the token, CLIP's text would end there.
     marker, word = ours.encode(["cat <end> dog", "cat dog"], 2)
     assert not np.allclose(marker, ours.encode(["cat"], 2)[0], atol=1e-4)
     assert not np.allclose(marker, word, atol=1e-4)

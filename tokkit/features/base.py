@@ -137,9 +137,9 @@ class FeatureOptions(_Part):
 
     Attributes:
         layers: hidden states to take, side by side in one vector where there are several. Numbers are those of transformers'
-            ``hidden_states``: 0 is what enters the first block, -1 what leaves the last, before the final normalisation;
-            ``"final"`` is the model's own last hidden state. None: what the family is used with (-2 for CLIP, as LLaVA does;
-            Llama 3.2's own list; ``"final"`` for the others).
+            ``hidden_states``: 0 is what enters the first block, -1 what leaves the last (after the final normalisation for
+            Whisper, before it for the others); ``"final"`` is the model's own last hidden state. None: what the family is used
+            with (-2 for CLIP, as LLaVA does; a LLaVA or Llama 3.2 model's own list; ``"final"`` for the others).
         keep_cls: keep the class token (and register tokens) before each view's raster. None: as the family is used, kept for
             BLIP-2 and Llama 3.2 and not for the others.
         merger: of Qwen2-VL: features before or after its 2 by 2 merger.
@@ -147,7 +147,7 @@ class FeatureOptions(_Part):
         pooled: also the embedding of the whole picture: as the tower pools it, or projected into the space that pictures and
             texts share, with length 1.
         tiling: how a picture becomes views. None: what the model does itself (``native`` for Qwen2-VL, ``llama`` for Llama 3.2,
-            else ``none``).
+            ``anyres`` for LLaVA-NeXT, else ``none``).
         pinpoints: of ``anyres``: possible sizes in pixels, (height, width). None: those of the preprocessor's configuration,
             else LLaVA-NeXT's.
         merge: of ``anyres``: tokens view by view (``flat``), or tiles merged into one raster with a newline after each row
