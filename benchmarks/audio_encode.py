@@ -122,7 +122,7 @@ def speed(options: argparse.Namespace) -> None:
             if not turn:
                 frames += found["tokkit"].shape[1]
                 different += int((found["tokkit"] != found["encodec"]).any(axis=0).sum())
-        print(f"  speed, {len(clips)} clips of {seconds:.0f} s in all, {options.rounds} rounds; times real time:")
+    print(f"  speed, {len(clips)} clips of {seconds:.0f} s in all, {options.rounds} rounds; times real time:")
     for side in SIDES:
         print(f"    {side:<10}{seconds / statistics.median(spent[side]):8.2f}")
     low, median, high = statistics.quantiles(ratios, n=4)
@@ -176,7 +176,7 @@ def memory(options: argparse.Namespace) -> None:
         done = subprocess.run([*command, side], capture_output=True, text=True, check=True)
         found[side] = float(done.stdout)
         print(f"    {side:<10}{found[side]:9.0f} MB")
-    print(f"    tokkit takes 1/{found['encodec'] / found['tokkit']:.0f}")
+    print(f"    tokkit takes 1/{found['encodec'] / max(found['tokkit'], 1):.0f}")
 
 
 def peak_of(options: argparse.Namespace) -> float:
