@@ -50,7 +50,9 @@ def train_vq(
     max_minutes: Annotated[float | None, typer.Option(help="End after this time even if steps are left.")] = None,
     resolution: Annotated[int | None, typer.Option(help="Side of the pictures in pixels.")] = None,
     batch_size: Annotated[int | None, typer.Option(show_default="8", help="Pictures in a step.")] = None,
-    lr: Annotated[float | None, typer.Option(show_default="the preset's", help="Peak learning rate.")] = None,
+    lr: Annotated[
+        float | None, typer.Option(show_default="the preset's; 1e-4 with --init-from", help="Peak learning rate.")
+    ] = None,
     warmup: Annotated[
         float | None, typer.Option(show_default="0.05", help="Share of the run in which the learning rate rises.")
     ] = None,
@@ -69,7 +71,7 @@ def train_vq(
     recipe: Annotated[
         str | None,
         typer.Option(
-            show_default="plain for presets for CPUs, else gan",
+            show_default="plain for CPU presets and --init-from, else gan",
             help="plain: reconstruction only. gan: L1, perceptual losses by path, a discriminator, averaged weights.",
         ),
     ] = None,

@@ -14,6 +14,7 @@ from tokkit.training.engine.engine import Precision
 from tokkit.training.losses import GanLoss, ReconstructionLoss
 
 DEFAULT_STEPS = 5000
+FINE_TUNING_LR = 1e-4
 
 RecipeName = Literal["plain", "gan"]
 
@@ -53,7 +54,7 @@ class TrainVQConfig(BaseModel):
         steps: updates; if not given, 5000, or as many as ``max_minutes`` allows.
         max_minutes: end after this time even if steps are left; the learning rate falls by whichever is further.
         recipe: ``plain``: reconstruction only; ``gan``: L1, perceptual losses whose networks are given, a discriminator and
-            averaged weights. ``plain`` for the presets that are made for CPUs, ``gan`` for the others.
+            averaged weights. ``plain`` for the presets that are made for CPUs and with ``init_from``, ``gan`` for the others.
         batch_size, lr, warmup, weight_decay: of the optimisation; ``batch_size`` is that of an update, over all processes;
             ``lr`` is the peak, the preset's own if not given, and ``warmup`` a share of the run.
         accumulate: parts of a batch that go through the network one after another.
@@ -156,19 +157,20 @@ class TrainVQConfig(BaseModel):
 
     @property
     def for_cpu(self) -> bool:
-        """Whether the preset is one of the small ones."""
-        return self.preset.endswith("-tiny")
+        """Whether the network is one of the small ones, as far as the options tell."""
+        return self.init_from is None and self.preset.endswith("-tiny")
 
     @property
     def peak_lr(self) -> float:
-        """The learning rate at its peak; a quarter of the preset's where weights are gone on from."""
-        own = learning_rate(self.preset)
-        return self.lr if self.lr is not None else own / 4 if self.init_from is not None else own
+        """The learning rate at its peak; where weights are gone on from, that of the full networks, whatever the preset."""
+        if self.lr is not None:
+            return self.lr
+        return FINE_TUNING_LR if self.init_from is not None else learning_rate(self.preset)
 
     @property
     def resolved_recipe(self) -> Recipe:
         """The recipe with what was given put into it."""
-        name = self.recipe or ("plain" if self.for_cpu else "gan")
+        name = self.recipe or ("plain" if self.for_cpu or self.init_from is not None else "gan")
         adversarial: DiscriminatorKind = "patch" if self.for_cpu else "blur"
         gan = self.gan if self.gan is not None else adversarial if name == "gan" else "none"
         return Recipe(

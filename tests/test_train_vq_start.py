@@ -50,6 +50,8 @@ def test_going_on_from_a_tokenizer_of_ours_begins_where_it_ended(
     assert fresh.val_psnr < first.val_psnr - 1
     tokenizer = load_image_tokenizer(tmp_path / "second")
     assert f"from {preset} ({first.fingerprint[:12]})" in tokenizer.config.origin
+    alone = config(tmp_path / "x", init_from=tmp_path / "first")
+    assert (alone.peak_lr, alone.resolved_recipe.gan) == (1e-4, "none")
     with pytest.raises(FingerprintMismatch, match="weights_from"):
         chosen = config(tmp_path / "second", overrides={}, init_from=tmp_path / "fresh", steps=1, lr=1e-9, resume=True)
         train_vq(chosen.model_copy(update={"resolution": None}), SilentProgress())
