@@ -70,9 +70,7 @@ def features(
     ] = False,
     pooled: Annotated[
         str | None,
-        typer.Option(
-            show_default="none", help="Also the whole item's embedding: pooled or projected.", rich_help_panel=FEATURES
-        ),
+        typer.Option(help="Also the whole item's embedding: pooled or projected; default none.", rich_help_panel=FEATURES),
     ] = None,
     tokens: Annotated[
         bool, typer.Option("--tokens/--no-tokens", help="Features of the patches.", rich_help_panel=FEATURES)

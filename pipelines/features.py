@@ -63,6 +63,14 @@ OF_TOKENS = frozenset(
         "encoders",
         "queue_depth",
         "allow_mixed",
+        "audio_tokenizer",
+        "audio_layout",
+        "audio_delays",
+        "audio_books",
+        "precision",
+        "acceleration",
+        "encoder_processes",
+        "min_agreement",
     }
 )
 

@@ -157,7 +157,15 @@ class FeatureAttempt(Attempt):
         """A sound as float32 ``[samples]`` at the encoder's rate, or None with the slot's failure set."""
         reader = sound_reader(self.processor.encoder, self.config)
         assert reader is not None  # the encoder takes sounds
-        return made_of_sound(slot, lambda media: np.concatenate(list(reader.chunks(media)), axis=1)[0])
+
+        def heard(media: Audio) -> npt.NDArray[np.float32]:
+            chunks = []
+            for chunk in reader.chunks(media):
+                chunks.append(chunk)
+                self.alive()
+            return np.concatenate(chunks, axis=1)[0]
+
+        return made_of_sound(slot, heard)
 
     def compose(self, batch: Sequence[Pending]) -> None:
         """Write documents whose features are all there, but for those that cannot be stored or have a text without ids."""

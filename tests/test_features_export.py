@@ -122,6 +122,61 @@ def command(*words: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, capture_output=True, text=True, check=False)
 
 
+def test_sounds_become_whispers_valid_frames(world: World, tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    pytest.importorskip("soxr")
+    pytest.importorskip("transformers")
+    import io
+
+    from feature_models import save
+    from sources_helpers import tar_bytes
+
+    from tokkit.features import load_feature_encoder
+    from tokkit.pipelines.features import FeaturesConfig
+    from tokkit.pipelines.verify import VerifyConfig, verify
+
+    save("whisper", tmp_path / "whisper")
+    (tmp_path / "corpus").mkdir()
+    waves = [np.random.default_rng(n).normal(0, 0.1, 16_000 * (n + 1)).astype(np.float32) for n in range(3)]
+    members: list[tuple[str, bytes]] = []
+    for number, wave in enumerate(waves):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, wave, 16_000, format="WAV", subtype="FLOAT")
+        members += [(f"{number}.wav", buffer.getvalue()), (f"{number}.txt", b"some words")]
+    members += [("3.wav", members[0][1][:2000]), ("3.txt", b"cut short")]
+    (tmp_path / "corpus" / "00000.tar").write_bytes(tar_bytes(members))
+    settings = {"inputs": [str(tmp_path / "corpus")], "out": tmp_path / "out", "encoder": str(tmp_path / "whisper")}
+    result = features(
+        FeaturesConfig.model_validate(settings | {"text_tokenizer": world.text, "workers": 0, "batch_size": 2}), SILENT
+    )
+    assert result.manifest.items == {"audio": {"committed": 3, "rejected": 1}}
+    cache, encoder = open_cache(tmp_path / "out"), load_feature_encoder(tmp_path / "whisper")
+    for item, wave in enumerate(waves):
+        expected = encoder.encode([encoder.prepare(wave)], 2)[0]
+        assert np.array_equal(cache.features(item), expected.features.astype(np.float16))
+        assert cache.entry(item).valid == expected.valid
+        assert cache.entry(item).width == len(wave)
+    assert verify(VerifyConfig(directory=tmp_path / "out"), SILENT).ok
+
+
+def test_what_is_only_given_is_marked(world: World, tmp_path: Path) -> None:
+    from shard_corpus import picture
+
+    from tokkit.data.features import FeatureDataset
+
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.png").write_bytes(picture(1))
+    turns = [{"from": "human", "value": "<image>\nthe brown fox?"}, {"from": "gpt", "value": "a lazy dog"}]
+    (tmp_path / "corpus" / "c.json").write_text(json.dumps([{"id": "1", "image": "a.png", "conversations": turns}]))
+    entry = options(world.corpus.folder, world.text, tmp_path / "out") | {"inputs": [f"llava:{tmp_path / 'corpus' / 'c.json'}"]}
+    out = features(DoubleConfig.model_validate(entry | {"val_fraction": 0.0}), SILENT).out
+    row, tokenizer = FeatureDataset(out)[0], load_text_tokenizer(world.text)
+    assert "lazy dog" in tokenizer.decode(row.input_ids[row.learn].tolist())
+    assert "brown fox" not in tokenizer.decode(row.input_ids[row.learn].tolist())
+    assert "brown fox" in tokenizer.decode(row.input_ids[~row.learn].tolist())
+    assert len(row.features) == 1
+
+
 @pytest.mark.slow
 def test_the_command_with_a_clip_tower_and_workers(world: World, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
