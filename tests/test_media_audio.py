@@ -43,7 +43,7 @@ EXPECTED: dict[str, int | str] = {
     "mutagen_too-short.mp3": "audio-damaged",
     "mutagen_lame397v9short.mp3": "audio-damaged",
     "mutagen_52-overwritten-metadata.flac": "audio-truncated",
-    "mutagen_ooming-header.flac": "audio-truncated",
+    "mutagen_ooming-header.flac": "audio-damaged",
     "mutagen_bad-xing.mp3": "audio-truncated",
     "mutagen_empty.ogg": 88433,
     "pocketsphinx_bad.wav": "audio-damaged",
@@ -233,6 +233,20 @@ def test_what_says_nothing_of_its_length_is_bounded_while_it_is_decoded() -> Non
     endless[4:8] = endless[whole.index(b"data") + 4 : whole.index(b"data") + 8] = b"\xff" * 4
     assert load_audio(bytes(endless), 16000, 1).shape == (1, 16_000)
     assert reason(bytes(endless), AudioLimits(max_samples=15_000)) == "audio-too-large"
+
+
+def test_a_flac_that_does_not_tell_its_length_is_bounded_too() -> None:
+    data = bytearray(encoded(noise(16_000), kind="flac"))
+    data[21] &= 0xF0  # STREAMINFO: 36 bits of total samples, 0 for not known
+    data[22:26] = bytes(4)
+    assert load_audio(bytes(data), 16000, 1).shape == (1, 16_000)
+    assert reason(bytes(data), AudioLimits(max_samples=15_000)) == "audio-too-large"
+
+
+def test_an_mp3_that_counts_its_frames_and_was_cut_is_rejected(shared_data: Path) -> None:
+    data = (shared_data / "audio" / "ljspeech" / "LJ001-0016.mp3").read_bytes()
+    assert b"Info" in data[:4000]
+    assert reason(data[: len(data) // 2]) == "audio-truncated"
 
 
 def test_silence_is_a_sound_unless_it_is_not_wanted() -> None:

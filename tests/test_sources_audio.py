@@ -93,6 +93,13 @@ def test_a_manifest_line_is_a_sound_with_its_transcript(tmp_path: Path) -> None:
     assert recognised(tmp_path) == {"audio_manifest": "m.jsonl"}
 
 
+def test_names_are_relative_to_the_manifest_and_then_to_the_source(tmp_path: Path) -> None:
+    near, far = sound(tmp_path / "lists" / "a.wav", pitch=500), sound(tmp_path / "wavs" / "b.wav")
+    sound(tmp_path / "a.wav", pitch=700)
+    manifest = lines(tmp_path / "lists" / "m.jsonl", [{"audio_filepath": "a.wav"}, {"audio_filepath": "wavs/b.wav"}])
+    assert [audio_of(d).data for d in read("audio_manifest", manifest, root=tmp_path).documents] == [near, far]
+
+
 def test_each_bad_manifest_line_has_its_outcome(shared_data: Path) -> None:
     result = read_all(source_of("audio_manifest", shared_data / "bad" / "audio" / "bad_manifest.jsonl"))
     assert_census_agrees(result)

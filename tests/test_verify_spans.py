@@ -126,6 +126,15 @@ def test_a_span_that_says_something_else_is_found(
     assert {p.code for p in problems} <= {Code.SPAN, Code.ID_RANGE}
 
 
+def test_a_sound_of_pads_alone_is_found() -> None:
+    words, layout = vocabulary(1, 2), Layout(audio="delay")
+    pads = words.encode(AUDIO_PAD, [0, 1])
+    ends = [words.marker(name) for name in ("begin_document", "begin_audio", "end_audio", "end_document")]
+    ids = np.array([*ends[:2], *pads, *ends[2:]], dtype=np.int32)
+    (problem,) = found(words, layout, [ids], [[Span("audio", 1, 4, 2, samples=1, sample_rate=16000, item_hash=HASH)]])
+    assert (problem.code, problem.message.partition(": ")[2]) == (Code.SPAN, "a sound of 2 codebooks in 4 tokens")
+
+
 # ---- names that come twice
 
 

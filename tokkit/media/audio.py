@@ -18,6 +18,7 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -191,7 +192,7 @@ def _opened(data: bytes, limits: AudioLimits) -> Iterator[_Sound]:
     with _no_memory():
         buffer = io.BytesIO(data[kind.start :] if kind.start else data)
         try:
-            reader = sf.SoundFile(buffer)
+            reader = _reader_class(sf)(buffer)
         except sf.SoundFileError as error:
             raise ItemError("audio-damaged", f"{kind.format} that cannot be opened ({len(data):,} bytes)") from error
     with reader:
@@ -235,7 +236,7 @@ def _blocks(sound: _Sound, segment: Segment, limits: AudioLimits) -> Iterator[Sa
     kept, peak = 0, 0.0
     while last is None or position < last:
         with _no_memory(), _blame(sound, position):
-            block = sound.reader.read(_at_once(sound, position), dtype="float32", always_2d=True)
+            block = sound.reader.read(BLOCK, dtype="float32", always_2d=True)
         if not len(block):
             break
         begin, position = position, position + len(block)
@@ -253,15 +254,6 @@ def _blocks(sound: _Sound, segment: Segment, limits: AudioLimits) -> Iterator[Sa
     _check_wanted(sound, kept, limits)
     if peak < limits.min_peak:
         raise UnwantedItem("audio-silent", f"no sample above {peak:g}, and {limits.min_peak:g} is asked for")
-
-
-def _at_once(sound: _Sound, position: int) -> int:
-    """How many samples to decode at once: a block, or all that is left where a further block would not be filled.
-
-    libsndfile 1.2 gives wrong samples where one call ends within the last packet of an Opus stream and the next begins there.
-    """
-    left = UNKNOWN if sound.length is None else sound.length - position
-    return BLOCK if left >= 2 * BLOCK else 2 * BLOCK
 
 
 def _place(sound: _Sound, segment: Segment) -> tuple[int, int | None]:
@@ -321,6 +313,20 @@ def _no_memory() -> Iterator[None]:
         yield
     except MemoryError as error:
         raise TransientError(f"no memory to decode a sound ({error})") from error
+
+
+@cache
+def _reader_class(sf: Any) -> Any:
+    """soundfile's reader without its habit of seeking to where it is after each read.
+
+    That fails in a FLAC that does not tell its length, and gives wrong samples in the last packet of an Opus stream.
+    """
+
+    class Reader(sf.SoundFile):
+        def seekable(self) -> bool:
+            return False
+
+    return Reader
 
 
 def _soundfile() -> Any:
