@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from math import log
 from pathlib import Path
@@ -219,7 +220,8 @@ class _Run:
     def validate(self) -> dict[str, float | None]:
         if self.data.held_out is None:
             return {}
-        found = self.task.validate(self.data.held_out, self.at_once)
+        with self._uncompiled():
+            found = self.task.validate(self.data.held_out, self.at_once)
         return {"val_psnr": found.psnr, "val_ssim": found.ssim, "val_lpips": found.lpips}
 
     def score(self, figures: Mapping[str, float | None]) -> float | None:
@@ -228,7 +230,14 @@ class _Run:
 
     def draw(self) -> PILImage.Image | None:
         shown = self.data.shown
-        return PILImage.fromarray(sample_grid(self.task.tokenizer, shown)) if shown is not None else None
+        if shown is None:
+            return None
+        with self._uncompiled():
+            return PILImage.fromarray(sample_grid(self.task.tokenizer, shown))
+
+    def _uncompiled(self) -> AbstractContextManager[Any]:
+        """Validation goes through the networks as those who load the tokenizer will have them."""
+        return torch.compiler.set_stance("force_eager") if self.config.compile else nullcontext()
 
     def save(self, folder: Path) -> None:
         save_image_tokenizer(self.task.tokenizer, folder)
