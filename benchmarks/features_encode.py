@@ -6,8 +6,8 @@ Both take hidden states of layer -2 without the class token, as LLaVA does (tokk
 calls processor and model for one picture at a time, and for ``--batch-size`` at a time; tokkit prepares and encodes in batches
 of fixed shape. Sides take turns in one process, in another order each round, after a round to warm up; each ratio is of two
 sides in the same round, and the median of the rounds is given with the least and the largest. Seconds are the process's CPU
-time on a CPU, so that other work on the machine counts little, else wall time. Preparing alone (decoded picture to pixel values)
-is timed as well. Features of all sides are compared. Without ``--model``, a CLIP of the named geometry is made with random
+time on a CPU, so that other work on the machine counts little, else wall time. Preparing alone (decoded picture to pixels) is
+timed as well. Features of all sides are compared. Without ``--model``, a CLIP of the named geometry is made with random
 weights; without ``--pictures``, pictures are generated (640 x 480).
 """
 

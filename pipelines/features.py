@@ -63,14 +63,10 @@ OF_TOKENS = frozenset(
         "encoders",
         "queue_depth",
         "allow_mixed",
-        "audio_tokenizer",
-        "audio_layout",
-        "audio_delays",
-        "audio_books",
         "precision",
         "acceleration",
-        "encoder_processes",
         "min_agreement",
+        "encoder_processes",
     }
 )
 
@@ -264,8 +260,7 @@ class FeatureCaches:
             semantic["images"] = [[store.name, store.kind] for store in resolved.stores.stores]
         packages = {*packages_of({source.format for source in resolved.sources}), *ENCODER_PACKAGES}
         sounds = sound_reader(encoder, config)
-        mode = (config.precision, config.acceleration, sounds is not None)
-        numeric = numeric_environment(device, config.batch_size, config.text_engine, packages, *mode)
+        numeric = numeric_environment(device, config.batch_size, config.text_engine, packages, sounds=sounds is not None)
         return FeatureSetup(
             # Ids of a cache are the text tokenizer's own: there is nothing else in the vocabulary that text could meet.
             UnifiedVocabulary.build(text.vocab_size, []),
