@@ -32,7 +32,7 @@ from tokkit.pipelines.settings import validated
 from tokkit.pipelines.shard import ShardConfig, ShardResult, shard, shard_part
 from tokkit.pipelines.verify import VerifyConfig, verify
 from tokkit.pipelines.verify_originals import check_originals
-from tokkit.shards.native import open_shards
+from tokkit.shards.native import TokenShards, open_shards
 from tokkit.sources.base import Unit, UnitReader
 from tokkit.sources.jsonl import JsonlSource
 from tokkit.sources.resolve import resolve_inputs
@@ -690,6 +690,7 @@ def test_a_missing_library_is_told_before_anything_is_done(
 
 def test_a_duplicate_of_what_is_not_there_is_found(clean: ShardResult, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(clean.out, tmp_path / "copy"))
+    shards = {split: TokenShards(copy, clean.manifest, split) for split in clean.manifest.splits}
 
     def problems(change) -> VerifyResult:  # type: ignore[no-untyped-def]
         result = VerifyResult()
@@ -698,7 +699,7 @@ def test_a_duplicate_of_what_is_not_there_is_found(clean: ShardResult, tmp_path:
             for entry in entries:
                 change(entry)
             (copy / "rejects" / path.name).write_text("".join(json.dumps(e) + "\n" for e in entries))
-        check_originals(copy, clean.manifest, result)
+        check_originals(copy, clean.manifest, lambda split: shards[split].tables(["source", "locator"]), result)
         return result
 
     assert problems(lambda entry: None).ok

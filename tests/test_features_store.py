@@ -197,17 +197,19 @@ def test_shards_put_together_are_those_written_in_one_go(
     whole = written(folder / "whole", [[d] for d in documents], "x")
     part = written(folder / "part", [documents], "x")
     assert part == whole  # however the documents arrived
-    table = pq.read_table(folder / "part" / "x.documents.parquet")
-    items = pq.read_table(folder / "part" / "x.parquet")
-    ids = np.fromfile(folder / "part" / "x.tokens.bin", dtype=np.int32)
-    data = np.fromfile(folder / "part" / "x.bin", dtype=np.uint8)
     edges = sorted({0, min(a, len(documents)), min(b, len(documents)), len(documents)})
-    sums = {name: np.concatenate([[0], np.cumsum(table.column(name).to_numpy())]) for name in ("bytes", "tokens", "items")}
     (folder / "again").mkdir()
     with FeatureWriter(folder / "again") as writer:
         for low, high in pairwise(edges):
-            (b0, b1), (t0, t1), (i0, i1) = ((int(s[low]), int(s[high])) for s in sums.values())
-            writer.extend(data[b0:b1], ids[t0:t1], items.slice(i0, i1 - i0), table.slice(low, high - low), low)
+            base = folder / f"{low}"
+            written(base, [documents[low:high]], "x")
+            table, items = pq.read_table(base / "x.documents.parquet"), pq.read_table(base / "x.parquet")
+            ids, data = np.fromfile(base / "x.tokens.bin", np.int32), np.fromfile(base / "x.bin", np.uint8)
+            ends = {name: np.concatenate([[0], np.cumsum(table.column(name))]) for name in ("bytes", "tokens", "items")}
+            for first, last in pairwise(sorted({0, table.num_rows // 2, table.num_rows})):  # in two pieces each
+                (b0, b1), (t0, t1), (i0, i1) = ((int(e[first]), int(e[last])) for e in ends.values())
+                piece = table.slice(first, last - first)
+                writer.extend(data[b0:b1], ids[t0:t1], items.slice(i0, i1 - i0), piece, first)
         assert writer.finish("x") == whole.files
 
 
