@@ -25,6 +25,7 @@ from tokkit.cli import (
     pack,
     remove,
     shard,
+    train_codec,
     train_text,
     train_vq,
     urls,
@@ -56,7 +57,7 @@ def _main(
     pass
 
 
-TOKENIZERS = (train_text, train_vq, import_, encode, decode)
+TOKENIZERS = (train_text, train_vq, train_codec, import_, encode, decode)
 SHARDS = (shard, features, finish, pack, verify, inspect, export, remove, evaluate, urls)
 
 for module in (*TOKENIZERS, *SHARDS, bench, demo):

@@ -249,7 +249,7 @@ def _sounds(inputs: Sequence[str], progress: Progress) -> Iterator[tuple[str, Au
     """Locator and sound, in order: of sound files and folders of nothing else, then of corpora."""
     rest = []
     for typed in inputs:
-        found = _files(Path(typed))
+        found = sound_files(Path(typed))
         if found:
             for path in found:
                 yield (
@@ -270,7 +270,7 @@ def _sounds(inputs: Sequence[str], progress: Progress) -> Iterator[tuple[str, Au
                     yield from ((f"{source.name}/{document.locator}", media) for media in sounds)
 
 
-def _files(path: Path) -> list[Path]:
+def sound_files(path: Path) -> list[Path]:
     """A sound file, or the sound files below a folder in which nothing is a corpus; none for anything else."""
     if path.is_file():
         return [path] if is_sound_name(path.name) else []

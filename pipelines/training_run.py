@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tokkit.errors import DataError, FingerprintMismatch, UsageError
 from tokkit.failpoints import failpoint
-from tokkit.metrics.codebook import CodebookWindow
+from tokkit.metrics.codebook import CodebookWindow, perplexity
 from tokkit.pipelines.progress import Progress, Task, duration
 from tokkit.pipelines.threads import ThreadChooser
 from tokkit.storage import remove_attempts, replacing, write_atomic
@@ -229,7 +229,7 @@ class TrainingRun:
             self.progress.log(f"step {self.engine.steps}: the discriminator is trained from here, alone at first")
         if phase.adversarial and (before is None or not before.adversarial):
             self.progress.log(
-                f"step {self.engine.steps}: the adversarial loss is on; up to 1 dB of PSNR is lost to it as a rule"
+                f"step {self.engine.steps}: the adversarial loss is on; up to 1 dB of {self.subject.quality} is usually lost"
             )
             if before is not None:
                 self._best = None  # what was best without it is no longer compared with
@@ -264,6 +264,7 @@ class TrainingRun:
         row |= {
             "codebook_usage": self.window.usage,
             "perplexity": self.window.perplexity,
+            **self._by_book(),
             "dead_codes": int((self.window.counts == 0).sum()),
             "codes_counted": int(self.window.counts.sum()) // self.window.codebooks,
             "lr": self.engine.optimizer.param_groups[0]["lr"],
@@ -294,6 +295,12 @@ class TrainingRun:
                 f"{quality:.2f} dB, codebook usage {self.window.usage:.1%}, perplexity {self.window.perplexity:.0f}"
             )
         self._tell(self.watch.look(row, done))
+
+    def _by_book(self) -> dict[str, float | None]:
+        """The perplexity of each codebook, where there are several."""
+        if self.window.codebooks == 1:
+            return {}
+        return {f"perplexity_book_{k}": perplexity(book) for k, book in enumerate(self.window.counts, 1)}
 
     def _tell(self, alarms: Sequence[Alarm]) -> None:
         if not alarms:

@@ -57,12 +57,14 @@ class Watch:
         learned_table: whether there is a codebook that could be left unused (VQ), rather than a fixed grid (FSQ).
         idle_loss: loss of a discriminator that knows nothing: 1 with hinge, log 2 with cross entropy.
         quality: the row's figure that reconstruction is judged by, higher is better, in dB.
+        advice: by kind, what to do about it where that is not what trainers of pictures do.
     """
 
     total_codes: int
     learned_table: bool = True
     idle_loss: float = 1.0
     quality: str = "psnr"
+    advice: Mapping[str, str] = field(default_factory=dict)
     _sounding: set[str] = field(default_factory=set)
     _streak: dict[str, int] = field(default_factory=dict)
     _rows: list[Row] = field(default_factory=list)
@@ -197,7 +199,7 @@ class Watch:
         if self._streak[kind] < patience or kind in self._sounding:
             return None
         self._sounding.add(kind)
-        return Alarm(kind, int(row["step"] or 0), message, advice)
+        return Alarm(kind, int(row["step"] or 0), message, self.advice.get(kind, advice))
 
 
 def diverged(step: int, message: str) -> Alarm:

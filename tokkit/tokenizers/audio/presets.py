@@ -1,7 +1,14 @@
-"""Audio tokenizers by name: EnCodec as it was released, and a tiny one."""
+"""Audio tokenizers by name: EnCodec as it was released, codecs to train, and tiny ones."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from tokkit.errors import ConfigError, UsageError
 from tokkit.tokenizers.audio.config import AudioTokenizerConfig, ResidualQuantizer, SeanetArchitecture
 
 PRESETS: dict[str, AudioTokenizerConfig] = {
@@ -25,6 +32,20 @@ PRESETS: dict[str, AudioTokenizerConfig] = {
             quantizer=ResidualQuantizer(codebooks=4, codebook_size=2048),
             sample_rate=32000,
         ),
+        # to train, for speech: 16 kHz mono, 50 frames a second of one book: 1,500 tokens for 30 s
+        AudioTokenizerConfig(
+            name="speech-16k-50hz-1book",
+            architecture=SeanetArchitecture(ratios=(8, 5, 4, 2)),
+            quantizer=ResidualQuantizer(codebooks=1, codebook_size=8192),
+            sample_rate=16000,
+        ),
+        # to train on a CPU in minutes: 16 kHz mono, 50 frames a second of 4 small books
+        AudioTokenizerConfig(
+            name="codec-tiny",
+            architecture=SeanetArchitecture(dimension=32, filters=8, ratios=(8, 5, 4, 2), lstm=1),
+            quantizer=ResidualQuantizer(codebooks=4, codebook_size=128),
+            sample_rate=16000,
+        ),
         AudioTokenizerConfig(
             name="encodec-tiny",
             architecture=SeanetArchitecture(dimension=32, filters=8, ratios=(8, 5, 4, 2), lstm=1),
@@ -33,3 +54,45 @@ PRESETS: dict[str, AudioTokenizerConfig] = {
         ),
     )
 }
+
+
+def configure(preset: str, overrides: Mapping[str, object] | None = None) -> AudioTokenizerConfig:
+    """A preset with some of its fields replaced.
+
+    Args:
+        preset: a name in :data:`PRESETS`.
+        overrides: ``"section.field"``, or ``"field"``, to value; text is read as YAML, so that ``8`` is a number.
+
+    Raises:
+        UsageError: no such preset.
+        ConfigError: unknown keys or impossible values, all of them.
+    """
+    if preset not in PRESETS:
+        raise UsageError(f"no audio tokenizer preset {preset!r}; there are {', '.join(PRESETS)}")
+    tree: dict[str, Any] = PRESETS[preset].model_dump(mode="json")
+    problems: list[str] = []
+    for key, value in (overrides or {}).items():
+        *path, last = key.split(".")
+        node: Any = tree
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict) or last not in node:
+            problems.append(f"{key}: no such key (there are {', '.join(sorted(node if isinstance(node, dict) else tree))})")
+        else:
+            node[last] = _value(value)
+    try:
+        config = AudioTokenizerConfig.model_validate(tree)
+    except ValidationError as error:
+        problems += [f"{'.'.join(map(str, e['loc'])) or 'all'}: {e['msg']}" for e in error.errors()]
+    if problems:
+        raise ConfigError(f"preset {preset}", problems)
+    return config
+
+
+def _value(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,10 +23,12 @@ def build_discriminator(channels: int = 1, filters: int = 32, windows: Sequence[
     """
     import_encodec()
     module = sys.modules["encodec.msstftd"]
-    return module.MultiScaleSTFTDiscriminator(
-        filters,
-        in_channels=channels,
-        n_ffts=list(windows),
-        hop_lengths=[window // 4 for window in windows],
-        win_lengths=list(windows),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's, about the weight norm that the package asks for
+        return module.MultiScaleSTFTDiscriminator(
+            filters,
+            in_channels=channels,
+            n_ffts=list(windows),
+            hop_lengths=[window // 4 for window in windows],
+            win_lengths=list(windows),
+        )

@@ -11,6 +11,7 @@ from torch.nn import functional
 from tokkit.training.audio.spectrograms import MelSpectrogram
 
 WINDOWS = tuple(2**exponent for exponent in range(5, 12))
+FLOOR = 1e-5  # of amplitudes, before their logarithm
 
 
 def time_loss(real: Tensor, fake: Tensor) -> Tensor:
@@ -27,10 +28,13 @@ class MultiScaleMelLoss(nn.Module):
         sample_rate: of the waveforms.
         windows: of the spectrograms.
         mels: bands of each.
+        log: add absolute differences of logarithms (base 10, amplitudes of at least 1e-5), in place of squared ones: quiet
+            bands then count as much as loud ones, as they do in hearing.
     """
 
-    def __init__(self, sample_rate: int, windows: Sequence[int] = WINDOWS, mels: int = 64) -> None:
+    def __init__(self, sample_rate: int, windows: Sequence[int] = WINDOWS, mels: int = 64, *, log: bool = False) -> None:
         super().__init__()
+        self.log = log
         self.spectrograms = nn.ModuleList(MelSpectrogram(sample_rate, window, mels) for window in windows)
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -38,10 +42,14 @@ class MultiScaleMelLoss(nn.Module):
         for spectrogram in self.spectrograms:
             if real.shape[-1] >= spectrogram.length:  # type: ignore[operator]
                 wanted, got = spectrogram(real), spectrogram(fake)
-                losses.append(functional.l1_loss(got, wanted) + functional.mse_loss(got, wanted))
+                second = self._log_loss(got, wanted) if self.log else functional.mse_loss(got, wanted)
+                losses.append(functional.l1_loss(got, wanted) + second)
         if not losses:
             raise ValueError(f"a clip of {real.shape[-1]} samples is shorter than every window")
         return torch.stack(losses).mean()
+
+    def _log_loss(self, got: Tensor, wanted: Tensor) -> Tensor:
+        return functional.l1_loss(got.clamp_min(FLOOR).log10(), wanted.clamp_min(FLOOR).log10())
 
 
 def hinge_discriminator(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
