@@ -31,6 +31,7 @@ from tokkit.tokenizers.image.quantizers import (
     VectorQuantizer,
     build_quantizer,
 )
+from tokkit.tokenizers.image.quantizers.entropy import table_entropies
 
 FAMILY: dict[str, QuantizerConfig] = {
     "fsq": FsqQuantizer(levels=(5, 6, 10)),
@@ -371,6 +372,57 @@ def test_without_revival_codes_stay_dead() -> None:
         moved = torch.randn(2, 4, 8, 8, generator=generator)
         quantizer(moved)
     assert len(torch.unique(quantizer.codes_from_features(moved))) < 40
+
+
+@pytest.mark.parametrize("update", ["ema", "gradient"])
+def test_the_entropy_loss_spreads_features_that_fell_onto_one_code(update: str) -> None:
+    """An encoder whose features are all alike, and nothing revived: only the entropy loss can bring codes into use."""
+
+    def used(entropy_weight: float) -> int:
+        torch.manual_seed(0)
+        quantizer = vq(codebook_size=64, codebook_dim=4, update=update, dead_code_share=0, entropy_weight=entropy_weight)
+        quantizer.start_training(2 * 64)
+        encoder = torch.nn.Conv2d(4, 4, 1)
+        torch.nn.init.normal_(encoder.weight, std=0.02)
+        torch.nn.init.ones_(encoder.bias)
+        optimizer = torch.optim.Adam([*encoder.parameters(), *quantizer.parameters()], lr=1e-2)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(80):
+            out = quantizer(encoder(torch.randn(2, 4, 8, 8, generator=generator)))
+            assert ("entropy" in out.losses) == (entropy_weight > 0)
+            optimizer.zero_grad()
+            sum(out.losses.values(), torch.zeros(())).backward()
+            optimizer.step()
+        return len(out.codes.unique())
+
+    assert used(0.0) < 4
+    assert used(0.1) > 8
+
+
+def test_entropies_over_a_table_are_what_they_are_defined_as(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.randn(50, 3, requires_grad=True)
+    table = torch.randn(7, 3, requires_grad=True)
+    soft = (-(rows.unsqueeze(1) - table).square().sum(2) / 0.5).softmax(1)
+    single, together = -(soft * soft.log()).sum(1).mean(), -(soft.mean(0) * soft.mean(0).log()).sum()
+    expected = [single, together, *torch.autograd.grad(single - 2 * together, [rows, table])]
+    for at_once in (2**24, 7 * 8):  # all, and chunks of eight with a rest
+        monkeypatch.setattr("tokkit.tokenizers.image.quantizers.entropy.CHUNK_ELEMENTS", at_once)
+        single, together = table_entropies(rows, table, 0.5)
+        found = [single, together, *torch.autograd.grad(single - 2 * together, [rows, table])]
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+
+
+def test_the_entropy_loss_leaves_codes_and_fingerprints_alone() -> None:
+    features = torch.randn(2, 4, 8, 8)
+    outputs = []
+    for weight in (0.0, 0.1):
+        torch.manual_seed(0)
+        quantizer = vq(codebook_size=16, codebook_dim=4, entropy_weight=weight)
+        quantizer.start_training(2 * 64)
+        outputs.append([quantizer(features) for _ in range(3)][-1])
+    assert torch.equal(outputs[0].codes, outputs[1].codes)
+    assert torch.equal(outputs[0].features, outputs[1].features)
+    assert {"entropy_weight", "diversity", "temperature"} <= VqQuantizer.TRAINING
 
 
 def test_a_revived_code_is_given_time_to_be_used() -> None:

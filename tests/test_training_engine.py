@@ -59,6 +59,7 @@ class _Killed(BaseException):
     pass
 
 
+@pytest.mark.slow
 def test_a_gan_run_that_was_killed_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = GAN | {"steps": 10, "checkpoint_every": 3, "log_every": 2}
     train(tmp_path / "whole", **options)

@@ -94,7 +94,8 @@ def test_two_processes_have_one_tokenizer(tmp_path: Path) -> None:
     options: dict[str, object] = {
         "inputs": [str(tmp_path / "in")],
         "preset": "vq-tiny",
-        "overrides": {"architecture.channels": 16, "architecture.z_channels": 16, "quantizer.codebook_size": 64},
+        "overrides": {"architecture.channels": 16, "architecture.z_channels": 16, "quantizer.codebook_size": 64}
+        | {"quantizer.entropy_weight": 0.1},
         "resolution": 32,
         "steps": 12,
         "batch_size": 8,

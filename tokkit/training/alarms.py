@@ -99,7 +99,8 @@ class Watch:
             row,
             f"The codebook is collapsing: perplexity is {now:.1f} of {self.total_codes:,} codes, {how}.",
             "Lower --lr or lengthen --warmup; for vq keep quantizer.normalize on with a codebook_dim of 8, and "
-            "quantizer.dead_code_share above 0 (revives codes); or take an fsq preset, which has nothing to collapse.",
+            "quantizer.dead_code_share above 0 (revives codes), try quantizer.entropy_weight=0.1; or take an fsq preset, "
+            "which has nothing to collapse.",
         )
 
     def _overpowering(self, row: Row) -> Alarm | None:

@@ -86,10 +86,15 @@ class _Table(_Quantizer):
         start: what the table is made of in the first step: ``features`` of the batch, or their ``kmeans`` centres, which
             takes a batch of at least ``codebook_size`` vectors.
         rotation_trick: gradients through the quantizer by rotation (arXiv:2410.06424) instead of straight through.
+        entropy_weight: of the loss that makes single codes certain and all codes together varied; 0 for none. It moves the
+            encoder, and the table where that is updated by ``gradient``.
+        diversity: weight of the second of these within it.
+        temperature: squared distance at which a vector is taken to stand for several codes in that loss.
     """
 
     TRAINING: ClassVar[frozenset[str]] = frozenset(
         {"commitment_weight", "update", "decay", "dead_code_share", "start", "rotation_trick"}
+        | {"entropy_weight", "diversity", "temperature"}
     )
 
     codebook_size: int = Field(default=4096, ge=2, le=MAX_CODEBOOK)
@@ -100,6 +105,9 @@ class _Table(_Quantizer):
     dead_code_share: float = Field(default=0.03, ge=0, lt=1)
     start: Literal["features", "kmeans"] = "features"
     rotation_trick: bool = True
+    entropy_weight: float = Field(default=0.0, ge=0)
+    diversity: float = Field(default=1.0, ge=0)
+    temperature: float = Field(default=0.01, gt=0)
 
     @model_validator(mode="after")
     def _directions(self) -> _Table:

@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from tokkit.tokenizers.image.quantizer_config import LfqQuantizer
 from tokkit.tokenizers.image.quantizers.base import NOT_STARTED, Quantized, Quantizer, straight_through
+from tokkit.tokenizers.image.quantizers.entropy import entropy, over_processes
 
 
 class LookupFreeQuantizer(Quantizer):
@@ -71,18 +72,8 @@ class LookupFreeQuantizer(Quantizer):
             for bit in range(start, stop):
                 both = torch.stack([zeros[:, bit], ones[:, bit]], 1)
                 joint = (joint.unsqueeze(2) * both.unsqueeze(1)).flatten(1)
-            together = together + _entropy(self._mean(joint))
+            together = together + entropy(over_processes(joint.mean(0), self._sync))
         return single, together
-
-    def _mean(self, joint: Tensor) -> Tensor:
-        mean = joint.mean(0)
-        if not self._sync:
-            return mean
-        from torch.distributed import get_world_size
-        from torch.distributed.nn.functional import all_reduce
-
-        total: Tensor = all_reduce(mean)
-        return total / get_world_size()
 
     @torch.no_grad()
     def codes_from_features(self, features: Tensor) -> Tensor:
@@ -95,8 +86,3 @@ class LookupFreeQuantizer(Quantizer):
 
     def _join(self, positive: Tensor) -> Tensor:
         return (positive.to(torch.int64) * self._weights).sum(1)
-
-
-def _entropy(probabilities: Tensor) -> Tensor:
-    """In nats, of a distribution ``[K]``; no gradient but zero where a probability vanishes."""
-    return -(probabilities * probabilities.clamp(min=1e-30).log()).sum()

@@ -21,6 +21,7 @@ from torch.nn import functional
 from tokkit.errors import UsageError
 from tokkit.tokenizers.image.quantizer_config import ResidualVqQuantizer, SimVqQuantizer, VqQuantizer
 from tokkit.tokenizers.image.quantizers.base import NOT_STARTED, Quantized, Quantizer, nearest, straight_through
+from tokkit.tokenizers.image.quantizers.entropy import table_entropies
 
 
 class _TableQuantizer(Quantizer):
@@ -197,11 +198,20 @@ class _Stage(nn.Module):
         if self.by_gradient and self.config.normalize:
             embed = self.vq._codebook.embed
             embed.data = functional.normalize(embed.data, dim=-1)  # the last update has left the sphere
+        # Before the library's forward, which moves a table of moving averages.
+        entropy = self._entropy(rows.flatten(0, 1)) if self.config.entropy_weight else None
         found, codes, _ = self.vq(rows)
         losses = {"commitment": self.config.commitment_weight * functional.mse_loss(rows, found.detach())}
         if self.by_gradient:
             losses["codebook"] = functional.mse_loss(found, rows.detach())
+        if entropy is not None:
+            losses["entropy"] = entropy
         return found.detach(), codes, losses
+
+    def _entropy(self, rows: Tensor) -> Tensor:
+        table = self.table if self.by_gradient else self.table.clone()
+        single, together = table_entropies(rows, table, self.config.temperature, sync=self.sync)
+        return self.config.entropy_weight * (single - self.config.diversity * together)
 
     @property
     def table(self) -> Tensor:
