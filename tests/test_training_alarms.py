@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from test_train_vq import TINY_VQ, train
+from test_train_vq import TINY_VQ, config, drawn, pictures, train
 
+from tokkit.pipelines.progress import SilentProgress
+from tokkit.pipelines.train_vq import TrainVQResult, train_on_pictures, train_vq
+from tokkit.pipelines.train_vq_parts import start_of
 from tokkit.training.alarms import Watch
 
 
@@ -136,3 +139,51 @@ def test_a_discriminator_that_wins(tmp_path: Path) -> None:
         warmup=0,
     )
     assert "discriminator-winning" in sounded(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer that knows eight pictures."""
+    out = tmp_path_factory.mktemp("trained")
+    on_eight(out, steps=300, lr=4e-3, val_fraction=0)
+    return out
+
+
+def on_eight(out: Path, **options: object) -> TrainVQResult:
+    chosen = config(out, min_crop_area=1.0, flip=False, **options)
+    return train_on_pictures(chosen, start_of(chosen), pictures(8), SilentProgress())
+
+
+@pytest.mark.slow
+def test_pictures_that_are_learned_by_heart(tmp_path: Path, trained: Path) -> None:
+    """Gone on with on four of its eight pictures, it forgets the others."""
+    options = {"init_from": trained, "overrides": {}, "val_fraction": 0.5, "log_every": 20, "warmup": 0}
+    on_eight(tmp_path, steps=120, lr=1e-3, **options)
+    alarm = sounded(tmp_path)["overfitting"]
+    assert "learned by heart" in str(alarm["message"])
+    assert "best/" in str(alarm["advice"])
+
+
+@pytest.mark.slow
+def test_a_loss_that_rises(tmp_path: Path, trained: Path) -> None:
+    """Fine-tuning at a learning rate that undoes what was learned."""
+    on_eight(tmp_path, init_from=trained, overrides={}, val_fraction=0, steps=60, lr=1.0, warmup=0.9, log_every=1)
+    assert "--lr" in str(sounded(tmp_path)["loss-rising"]["advice"])
+
+
+def test_gradients_that_explode(tmp_path: Path) -> None:
+    """The adversarial loss comes in at a weight of ten thousand."""
+    options = {"recipe": "gan", "ema": 0, "discriminator_channels": 8, "gan_weight": 1e4, "gan_start": 0.5}
+    train(tmp_path, **options, steps=30, log_every=1, val_fraction=0)
+    assert int(str(sounded(tmp_path)["gradients-exploding"]["step"])) in range(15, 18)
+
+
+def test_pictures_that_are_waited_for(tmp_path: Path) -> None:
+    """Pictures a thousand times as large as they are trained at, decoded in turn with the training."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.png").write_bytes(drawn(number, 1000, 1000))
+    options = {"inputs": [str(folder)], "stream": True, "workers": 0, "val_fraction": 0, "log_every": 1}
+    train_vq(config(tmp_path / "out", **options, steps=5), SilentProgress())
+    assert "--workers" in str(sounded(tmp_path / "out")["waiting-for-pictures"]["advice"])
