@@ -44,7 +44,7 @@ def train_codec(
         int | None, typer.Option(show_default="5000, unless --max-minutes", help="Updates; with --max-minutes at most so many.")
     ] = None,
     max_minutes: Annotated[float | None, typer.Option(help="End after this time even if steps are left.")] = None,
-    batch_size: Annotated[int | None, typer.Option(show_default="8 for codec-tiny, else 64", help="Crops in a step.")] = None,
+    batch_size: Annotated[int | None, typer.Option(show_default="4 for codec-tiny, else 64", help="Crops in a step.")] = None,
     crop: Annotated[float | None, typer.Option(show_default="0.5 for codec-tiny, else 1", help="Seconds of a crop.")] = None,
     lr: Annotated[float | None, typer.Option(show_default="the preset's", help="Peak learning rate.")] = None,
     warmup: Annotated[

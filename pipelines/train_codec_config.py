@@ -38,7 +38,7 @@ class CodecRecipe:
 
 
 # For a CPU, in minutes; and EnCodec's own, for GPUs.
-SMALL = CodecRecipe(lr=1e-3, batch_size=8, crop=0.5, gan_start=1.0, filters=8, windows=(1024, 512, 256), ema=0.0)
+SMALL = CodecRecipe(lr=3e-3, batch_size=4, crop=0.5, gan_start=1.0, filters=8, windows=(1024, 512, 256), ema=0.0)
 FULL = CodecRecipe(lr=3e-4, batch_size=64, crop=1.0, gan_start=0.1, filters=32, windows=(2048, 1024, 512, 256, 128), ema=0.99)
 
 
