@@ -126,6 +126,13 @@ def train_vq(
     log_every: Annotated[int | None, typer.Option(show_default="20", help="Steps between two rows of metrics.jsonl.")] = None,
     checkpoint_every: Annotated[int | None, typer.Option(show_default="250", help="Steps between two checkpoints.")] = None,
     keep_last: Annotated[int | None, typer.Option(show_default="2", help="Checkpoints that are kept.")] = None,
+    best_by: Annotated[
+        str | None,
+        typer.Option(
+            show_default="lpips where measured, else last with a discriminator, else psnr",
+            help="What best/ goes by: psnr, ssim, lpips, or last (the newest validation).",
+        ),
+    ] = None,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Write TensorBoard's files too (needs the package).")
     ] = False,
@@ -187,6 +194,7 @@ def train_vq(
             "log_every": log_every,
             "checkpoint_every": checkpoint_every,
             "keep_last": keep_last,
+            "best_by": best_by,
             "tensorboard": tensorboard or None,
         }
         options.update({key: value for key, value in flags.items() if value is not None})

@@ -225,8 +225,11 @@ class _Run:
         return {"val_psnr": found.psnr, "val_ssim": found.ssim, "val_lpips": found.lpips}
 
     def score(self, figures: Mapping[str, float | None]) -> float | None:
-        distance = figures.get("val_lpips")
-        return -distance if distance is not None else figures.get("val_psnr")
+        by = self.config.chosen_best_by
+        if by == "last":
+            return float(self.engine.steps)
+        found = figures[f"val_{by}"]
+        return -found if by == "lpips" and found is not None else found
 
     def draw(self) -> PILImage.Image | None:
         shown = self.data.shown

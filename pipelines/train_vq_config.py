@@ -17,6 +17,7 @@ DEFAULT_STEPS = 5000
 FINE_TUNING_LR = 1e-4
 
 RecipeName = Literal["plain", "gan"]
+BestBy = Literal["psnr", "ssim", "lpips", "last"]
 
 # What the weights do not depend on: a run may go on with others of these.
 _NOT_SEMANTIC = {
@@ -83,6 +84,8 @@ class TrainVQConfig(BaseModel):
             training) but one with ``stream``, and all cores but two beside a GPU.
         log_every: steps between two lines of metrics.jsonl.
         checkpoint_every: steps between two checkpoints; the newest ``keep_last`` are kept.
+        best_by: held-out figure that ``best/`` goes by; ``last``: it is the newest one. If not given, LPIPS where
+            it is measured, else ``last`` with a discriminator (PSNR and SSIM prefer soft pictures), else PSNR.
         tensorboard: write TensorBoard's files too.
         resume: go on from the newest checkpoint in ``out``, if there is one.
     """
@@ -137,6 +140,7 @@ class TrainVQConfig(BaseModel):
     log_every: int = Field(default=20, ge=1)
     checkpoint_every: int = Field(default=250, ge=1)
     keep_last: int = Field(default=2, ge=1)
+    best_by: BestBy | None = None
     tensorboard: bool = False
     resume: bool = False
 
@@ -144,6 +148,10 @@ class TrainVQConfig(BaseModel):
     def _together(self) -> TrainVQConfig:
         if (self.lpips_vgg is None) != (self.lpips_heads is None):
             raise ValueError("lpips_vgg and lpips_heads go together: LPIPS needs a trunk and its heads")
+        if self.best_by == "lpips" and self.lpips_vgg is None:
+            raise ValueError("best_by lpips needs lpips_vgg and lpips_heads, the files it is measured with")
+        if self.best_by not in (None, "last") and not self.val_fraction:
+            raise ValueError(f"best_by {self.best_by} needs pictures that are held out: val_fraction is 0")
         if self.gan == "features" and self.gan_model is None:
             raise ValueError("gan features needs gan_model, the folder of a vision transformer (DINO, DINOv2)")
         if self.batch_size % self.accumulate:
@@ -180,6 +188,12 @@ class TrainVQConfig(BaseModel):
             or ((32 if self.for_cpu else 128) if gan == "blur" else 32 if self.for_cpu else 64),
             ema=self.ema if self.ema is not None else 0.999 if name == "gan" else 0.0,
         )
+
+    @property
+    def chosen_best_by(self) -> BestBy:
+        """What ``best/`` goes by, given or not."""
+        unless: BestBy = "psnr" if self.resolved_recipe.gan == "none" else "last"
+        return self.best_by or ("lpips" if self.lpips_vgg is not None else unless)
 
     def semantic(self) -> dict[str, Any]:
         """The options that the weights depend on, beside the pictures and the contents of the files that are named."""

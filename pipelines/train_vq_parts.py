@@ -11,6 +11,7 @@ from torch import nn
 
 from tokkit.errors import ConfigError, DataError, UsageError
 from tokkit.metrics.lpips import load_lpips
+from tokkit.metrics.ssim import WINDOW
 from tokkit.pipelines.train_vq_config import TrainVQConfig
 from tokkit.storage import sha256_file
 from tokkit.tokenizers.folder import CONFIG_FILE
@@ -122,6 +123,8 @@ def built_critics(config: TrainVQConfig, size: int, device: str) -> tuple[Critic
     Raises:
         DataError, UsageError: a file is missing, damaged or of another network; pictures are too small for one.
     """
+    if config.best_by == "ssim" and size < WINDOW:
+        raise UsageError(f"--best-by ssim: pictures of {size} px are too small to measure SSIM ({WINDOW} at least)")
     files: dict[str, str] = {}
     lpips = logits = None
     if config.lpips_vgg is not None and config.lpips_heads is not None:

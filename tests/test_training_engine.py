@@ -29,7 +29,7 @@ from tokkit.tokenizers.image.presets import configure
 from tokkit.training.augmentation import Augmentation, BatchMaker
 from tokkit.training.discriminators import BlurDiscriminator, FeatureDiscriminator, PatchDiscriminator
 from tokkit.training.engine import AveragedWeights, DivergedError, Engine, Optimisation, Outcome, Phase, Phases, World
-from tokkit.training.image_task import Critics, ImageTask, Objective, fresh_tokenizer
+from tokkit.training.image_task import Critics, ImageTask, Objective, Validation, fresh_tokenizer
 from tokkit.training.losses import LeCam, adaptive_weight, discriminator_loss
 from tokkit.training.networks import FrozenBackbone, LogitDistance
 
@@ -98,7 +98,16 @@ def test_two_hundred_steps_are_a_hundred_a_kill_and_a_hundred(tmp_path: Path) ->
     command = [sys.executable, "-m", "tokkit.cli.main", "train-vq", str(tmp_path / "in"), "--preset", "vq-tiny"]
     command += ["--recipe", "gan", "--gan-start", "0.2", "--gan-lead-in", "0.05", "--resolution", "32", "--steps", "200"]
     command += ["--threads", "1", "--batch-size", "4", "--checkpoint-every", "50", "--val-fraction", "0.2", "--quiet"]
-    command += ["--lecam", "0.01", "--set", "architecture.channels=16", "--set", "quantizer.codebook_size=64"]
+    command += [
+        "--lecam",
+        "0.01",
+        "--best-by",
+        "psnr",
+        "--set",
+        "architecture.channels=16",
+        "--set",
+        "quantizer.codebook_size=64",
+    ]
 
     def run(out: str, *more: str, failpoint: str = "") -> int:
         environment = os.environ | {"TOKKIT_FAILPOINT": failpoint}
@@ -129,6 +138,36 @@ def test_the_best_validation_and_the_newest_checkpoints_are_kept(tmp_path: Path,
     tokenizer = load_image_tokenizer(tmp_path / "best")
     task = ImageTask(tokenizer, _batches(), pictures_at_once=2, seed_codebook=False)
     assert task.validate(held_out, 4).psnr == pytest.approx(best)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [1]),
+        ({"best_by": "ssim"}, [1, 2, 3, 4]),
+        ({"best_by": "last"}, [1, 2, 3, 4]),
+        ({"gan": "patch"}, [1, 2, 3, 4]),
+        ({"gan": "patch", "best_by": "psnr"}, [1, 3]),  # after step 2 it is compared anew
+    ],
+)
+def test_what_best_goes_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], expected: list[int]
+) -> None:
+    """Every step is validated; PSNR falls from one to the next, SSIM rises."""
+    from tokkit.pipelines.train_vq import _Run
+
+    kept: list[int] = []
+    figures = iter(Validation(psnr=20.0 - n, ssim=n / 10, lpips=None, usage=1.0, perplexity=9.0) for n in range(9))
+    monkeypatch.setattr(ImageTask, "validate", lambda *_: next(figures))
+    monkeypatch.setattr(_Run, "save", lambda self, folder: kept.append(self.engine.steps))
+    train(tmp_path, **({"steps": 4, "gan_start": 0.5, "discriminator_channels": 8} | options))
+    assert kept == expected
+
+
+def test_lpips_is_what_best_goes_by_where_it_is_measured(tmp_path: Path) -> None:
+    files = {"lpips_vgg": tmp_path, "lpips_heads": tmp_path}
+    assert config(tmp_path, **files, gan="patch").chosen_best_by == "lpips"
+    assert config(tmp_path, **files, best_by="psnr").chosen_best_by == "psnr"
 
 
 def _held_out(chosen: Any) -> np.ndarray:
@@ -386,6 +425,8 @@ def test_all_losses_together_in_a_run(tmp_path: Path, backbone: Path, classifier
         ({"gan": "features"}, "gan_model"),
         ({"lpips_vgg": "x"}, "go together"),
         ({"accumulate": 3}, "does not divide"),
+        ({"best_by": "lpips"}, "needs lpips_vgg"),
+        ({"best_by": "psnr", "val_fraction": 0}, "val_fraction is 0"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(tmp_path: Path, options: dict[str, object], message: str) -> None:
@@ -397,6 +438,7 @@ def test_networks_that_are_not_there_or_not_theirs_are_told(tmp_path: Path, back
     for options, message in (
         ({"logit_model": tmp_path / "none"}, "no config.json"),
         ({"gan": "patch", "resolution": 16}, "too small"),
+        ({"best_by": "ssim", "resolution": 8}, "too small to measure SSIM"),
         ({"device": "cuda"}, "no GPU"),
     ):
         if "device" in options and torch.cuda.is_available():

@@ -186,7 +186,7 @@ class Watch:
             row,
             f"Held-out {self.quality} is {now:.1f} dB, {best - now:.1f} dB below its best, while that of the training is as "
             "good as ever: the training pictures are being learned by heart.",
-            "Use more pictures, or stop here: best/ holds the tokenizer of the best held-out figure.",
+            "Use more pictures, or stop here: best/ holds the tokenizer of the best held-out figure (unless --best-by last).",
         )
 
     def _series(self, name: str) -> list[float]:
