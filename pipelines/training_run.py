@@ -418,5 +418,5 @@ def _tensorboard(folder: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise UsageError("--tensorboard needs the package tensorboard: pip install tensorboard") from None
+        raise UsageError("--tensorboard needs the package tensorboard: pip install 'tokkit[tensorboard]'") from None
     return SummaryWriter(str(folder))

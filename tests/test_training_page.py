@@ -98,5 +98,5 @@ def test_tensorboard_gets_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_without_tensorboard_the_flag_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     chosen = config(tmp_path, tensorboard=True)
-    with pytest.raises(UsageError, match="pip install tensorboard"):
+    with pytest.raises(UsageError, match=r"pip install 'tokkit\[tensorboard\]'"):
         train_on_pictures(chosen, start_of(chosen), pictures(6), SilentProgress())
