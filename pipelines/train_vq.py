@@ -177,6 +177,12 @@ class _Run:
         size = tokenizer.codebook_size
         self.window = CodebookWindow(size, max(65536, 4 * size), tokenizer.codebooks)
         self._announce()
+        if self.start.tokenizer is not None:
+            before = [
+                f"{name.removeprefix('val_')} {value:.3f}" for name, value in self.validate().items() if value is not None
+            ]
+            if before:
+                self.progress.log(f"before training: held-out {', '.join(before)}")
         options = RunOptions(
             out=config.out,
             max_steps=config.max_steps,

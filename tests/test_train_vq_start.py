@@ -82,6 +82,21 @@ def test_released_checkpoints_are_fine_tuned(shared_golden: Path, tmp_path: Path
     assert "fine-tuned by tokkit train-vq" in tuned.config.origin
 
 
+def test_fine_tuning_says_where_it_began(tmp_path: Path) -> None:
+    told: list[str] = []
+
+    class Told(SilentProgress):
+        def log(self, message: str) -> None:
+            told.append(message)
+
+    first = train(tmp_path / "first", preset="vq-tiny", overrides=TINY_VQ, steps=8)
+    chosen = config(tmp_path / "second", overrides={}, init_from=tmp_path / "first", steps=1)
+    train_on_pictures(chosen, start_of(chosen), pictures(), Told())
+    began = [message for message in told if message.startswith("before training: held-out psnr")]
+    assert len(began) == 1
+    assert f"psnr {first.val_psnr:.3f}" in began[0]
+
+
 def test_what_the_weights_do_not_fit_is_refused(tmp_path: Path) -> None:
     train(tmp_path / "first", preset="vq-tiny", overrides=TINY_VQ, steps=1)
     bad = {"architecture.channels": 32, "quantizer.codebook_size": 128, "quantizer.decay": 0.9}
