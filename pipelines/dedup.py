@@ -145,8 +145,16 @@ class Deduplicator:
         if missing and len(missing) < len(plan.units):
             run.progress.log(f"going on: {len(plan.units) - len(missing)} of {len(plan.units)} units are indexed")
         refusing = run.setup.tokenizers["text"].kind != "sentencepiece"
+        setup = run.setup
         task = IndexTask(
-            config, plan.sources, run.setup.vocabulary, self._folder, refusing, run.setup.filters, run.setup.sounds
+            config,
+            plan.sources,
+            setup.vocabulary,
+            self._folder,
+            refusing,
+            setup.filters,
+            sounds=setup.sounds,
+            pictures=setup.pictures,
         )
         units = Counter[str]()
         with run.progress.task("index", total=sum(p.unit.bytes for p in missing) / 1e6, unit="MB") as bar:

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from tokkit.dedup.perceptual import hash_versions
+from tokkit.errors import UsageError
 from tokkit.features.base import FeatureOptions
 from tokkit.features.manifest import CacheManifest, load_cache_manifest
 from tokkit.features.precision import DTYPES, StoredDtype
 from tokkit.interleave import Layout
 from tokkit.pipelines.assembly import MissingImage
 from tokkit.pipelines.completion import Run, committed, complete
-from tokkit.pipelines.dedup import DedupKind, normal_kinds
+from tokkit.pipelines.dedup import OF_PICTURES, DedupKind, normal_kinds
 from tokkit.pipelines.duplicates import DuplicateTable
 from tokkit.pipelines.features_shards import coalesce_features, feature_totals
 from tokkit.pipelines.features_unit import FeatureJob, sound_reader
@@ -140,10 +142,6 @@ class FeaturesConfig(ShardConfig):
     def _normal(cls, kinds: list[DedupKind], info: ValidationInfo) -> list[DedupKind]:
         return normal_kinds(kinds)
 
-    @property
-    def takes_images(self) -> bool:
-        return True
-
     def load_encoder(self, device: str) -> FeatureEncoder:
         """Load the encoder.
 
@@ -230,6 +228,12 @@ class FeatureCaches:
         text = load_text_tokenizer(config.text_tokenizer, (), config.text_engine)
         device = resolve_device(config.device)
         encoder = config.load_encoder("cpu")
+        pictures = [kind for kind in config.dedup if kind in OF_PICTURES]
+        if pictures and encoder.modality != "image":
+            raise UsageError(
+                f"--dedup {pictures[0]} compares pictures, and with {config.encoder}, which takes {encoder.modality}, there "
+                f"are none in the output"
+            )
         described = encoder.describe()
         licence = described.get("licence")
         tokenizers = {
@@ -243,6 +247,8 @@ class FeatureCaches:
             ),
         }
         options = config.model_dump(mode="json", include=set(SEMANTIC_OPTIONS))
+        if "near-images" in config.dedup:
+            options["perceptual_hash"] = hash_versions()
         if config.fix_text:
             options[REPAIR] = repair_versions(config.fix_text)
         if filters is None:
@@ -272,6 +278,7 @@ class FeatureCaches:
             None,
             filters,
             sounds,
+            encoder.modality == "image",
             described=described,
             dim=encoder.dim,
             pooled_dim=encoder.pooled_dim,

@@ -55,7 +55,8 @@ class IndexTask:
         folder: ``run/index``.
         refusing: the text tokenizer refuses some texts.
         filters: digests of the user's functions (:class:`~tokkit.pipelines.admission.Admission`); None takes any.
-        sounds: what decodes sounds, where there is an audio tokenizer.
+        sounds: what decodes sounds, where any are taken.
+        pictures: whether any are taken.
     """
 
     config: ShardConfig
@@ -65,6 +66,7 @@ class IndexTask:
     refusing: bool
     filters: dict[str, str] | None = None
     sounds: SoundReader | None = None
+    pictures: bool = False
 
     def open(self) -> IndexWork:
         """Load what is needed: nothing, unless the text tokenizer has to be asked."""
@@ -215,7 +217,7 @@ class _Attempt:
                 made_of_sound(slot, None if reader is None else lambda media: reader.check(media, self.alive))
             return None
         with self.stage("decode"):
-            picture = open_picture(slot, self.config.takes_images, self.config.image_limits)
+            picture = open_picture(slot, self.task.pictures, self.config.image_limits)
         if picture is None:
             return None
         self.work.images += 1

@@ -73,7 +73,8 @@ class Setup:
     device: str
     preprocessing: Preprocessing | None  # of the image tokenizer
     filters: dict[str, str]  # digests of the user's functions
-    sounds: SoundReader | None = None  # what decodes sounds, where there is an audio tokenizer
+    sounds: SoundReader | None = None  # what decodes sounds, where any are taken
+    pictures: bool = False  # whether any are taken
 
 
 def prepare(config: ShardConfig, resolved: ResolvedInputs, filters: dict[str, str] | None = None) -> Setup:
@@ -143,7 +144,18 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs, filters: dict[str, st
     sounds = None
     if audio is not None:
         sounds = SoundReader(audio.sample_rate, audio.channels, config.audio_preprocessing, config.audio_limits)
-    return Setup(vocabulary, layout, tokenizers, semantic, numeric, str(device or "cpu"), preprocessing, filters, sounds)
+    return Setup(
+        vocabulary,
+        layout,
+        tokenizers,
+        semantic,
+        numeric,
+        str(device or "cpu"),
+        preprocessing,
+        filters,
+        sounds,
+        image is not None,
+    )
 
 
 def user_digests(config: ShardConfig) -> dict[str, str]:

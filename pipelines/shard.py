@@ -292,11 +292,6 @@ class ShardConfig(BaseModel):
         stores = picture_stores(self.images, self.out)
         return SourceOptions(alt_text=self.alt_text, stores=stores)
 
-    @property
-    def takes_images(self) -> bool:
-        """Whether there are pictures in the output."""
-        return self.image_tokenizer is not None
-
 
 @dataclass(frozen=True)
 class ShardResult:

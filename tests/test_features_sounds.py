@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from feature_models import save
+from shard_corpus import picture
 from sound_corpus import BAD, CLIPS, clip, write_sounds
+from sources_helpers import tar_bytes
 
 from tokkit.documents import Audio
+from tokkit.errors import UsageError
 from tokkit.features import load_feature_encoder
 from tokkit.features.base import FeatureOptions
 from tokkit.features.store import open_cache
@@ -64,3 +67,21 @@ def test_features_are_the_encoders_own(made: tuple[Path, FeaturesResult]) -> Non
                 assert np.array_equal(cache.features(index), expected.features.astype(np.float16))
                 seen += 1
     assert seen == CLIPS - len(BAD)
+
+
+def test_a_picture_that_the_encoder_does_not_take_has_no_duplicates(made: tuple[Path, FeaturesResult], tmp_path: Path) -> None:
+    folder, _ = made
+    members = [(f"{i:03d}.png", picture(i % 2)) for i in range(6)]
+    members += [(f"{i:03d}.{clip(i % 2)[0]}", clip(i % 2)[1]) for i in range(6, 10)]
+    members += [(f"{i:03d}.txt", f"number {i % 2}".encode()) for i in range(10)]
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "00000.tar").write_bytes(tar_bytes(sorted(members)))
+    more = {"inputs": [str(tmp_path / "mixed")], "out": tmp_path / "out", "encoder": str(folder / "whisper"), "workers": 0}
+    options = more | {"text_tokenizer": folder / "text.model"}
+    mixed = features(FeaturesConfig.model_validate(options | {"dedup": ["documents"]}), SILENT)
+    assert mixed.manifest.sources[0].documents == {"committed": 2, "duplicate": 2, "filtered": 6}
+    found = verify(VerifyConfig(directory=mixed.out), SILENT)
+    assert found.ok, found.problems
+    refused = FeaturesConfig.model_validate(options | {"dedup": ["images"], "out": tmp_path / "refused"})
+    with pytest.raises(UsageError, match=r"--dedup images compares pictures, and with .*whisper, which takes audio"):
+        features(refused, SILENT)
