@@ -18,7 +18,8 @@ from feature_double import DIM, Double, DoubleConfig, options
 from shard_corpus import Corpus, picture, snapshot, write_corpus, write_tokenizers
 
 import tokkit.pipelines.features
-from tokkit.errors import ConfigError, FingerprintMismatch, ResumableStop, UsageError
+from tokkit.data.packed import PackedDataset
+from tokkit.errors import ConfigError, DataError, FingerprintMismatch, ResumableStop, UsageError
 from tokkit.failpoints import VARIABLE
 from tokkit.features.store import open_cache
 from tokkit.media.images import decode_image
@@ -26,7 +27,10 @@ from tokkit.pipelines import finish_run
 from tokkit.pipelines.features import FeaturesConfig, FeaturesResult, features, features_part
 from tokkit.pipelines.findings import Code
 from tokkit.pipelines.finish_run import FinishConfig, finish
+from tokkit.pipelines.inspect import InspectConfig, inspect_document
+from tokkit.pipelines.pack import PackConfig, pack
 from tokkit.pipelines.progress import SilentProgress
+from tokkit.pipelines.remove import RemoveConfig, remove
 from tokkit.pipelines.settings import validated
 from tokkit.pipelines.shard import ShardConfig, shard
 from tokkit.pipelines.verify import VerifyConfig, verify
@@ -270,6 +274,19 @@ def test_token_shards_are_another_product(world: World, clean: FeaturesResult) -
     }
     with pytest.raises(FingerprintMismatch, match="product"):
         shard(ShardConfig.model_validate(entry), SILENT)
+
+
+def test_what_is_for_token_shards_says_so_of_a_cache(clean: FeaturesResult, tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("any\n")
+    removal = RemoveConfig(directory=clean.out, out=tmp_path / "removed", lists=(tmp_path / "list.txt",))
+    for attempt in (
+        lambda: pack(PackConfig(directory=clean.out, seq_len=64), SILENT),
+        lambda: inspect_document(InspectConfig(directory=clean.out, document="0"), SILENT),
+        lambda: remove(removal, SILENT),
+        lambda: PackedDataset(clean.out, "any"),
+    ):
+        with pytest.raises(DataError, match="holds a feature cache, not token shards"):
+            attempt()
 
 
 def test_options_of_tokens_are_refused(world: World, tmp_path: Path) -> None:

@@ -309,6 +309,11 @@ def load_manifest(directory: Path) -> Manifest:
             raise DataError(f"{directory} is not finished: run the same `tokkit shard` command again to complete it")
         raise DataError(f"{directory} holds no token shards (no {NAME})")
     entry = read_json(path)
+    if isinstance(entry, dict) and entry.get("format") == "tokkit-features":
+        raise DataError(
+            f"{directory} holds a feature cache, not token shards; tokkit verify and tokkit export take it, and "
+            f"tokkit.data.features reads it"
+        )
     if isinstance(entry, dict) and entry.get("format") == FORMAT and entry.get("version") != VERSION:
         raise DataError(f"{path} has format version {entry.get('version')}; this tokkit reads version {VERSION}")
     try:
