@@ -451,6 +451,15 @@ def test_weights_that_are_missing_damaged_or_too_large(saved: Saved, tmp_path: P
             (copy / "config.json").unlink()
         with pytest.raises(DataError, match=r"weights|config\.json"):
             encoder(copy)
+    told = json.loads((folder / "config.json").read_text())
+    for number, vision in enumerate(
+        (3, told["vision_config"] | {"patch_size": 0}, told["vision_config"] | {"hidden_size": "a"})
+    ):
+        copy = tmp_path / f"config-{number}"
+        shutil.copytree(folder, copy)
+        (copy / "config.json").write_text(json.dumps(told | {"vision_config": vision}))
+        with pytest.raises(DataError, match=r"config-\d: (config\.json|its weights) cannot be read"):
+            encoder(copy)
     other = tmp_path / "size"
     shutil.copytree(folder, other)
     text = (other / "preprocessor_config.json").read_text().replace("28", "56")

@@ -68,14 +68,15 @@ def read_config(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise DataError(f"{folder}: has no config.json, so it is no model")
     try:
+        from huggingface_hub.errors import StrictDataclassError
         from transformers import AutoConfig
     except ImportError:
         raise UsageError(HINT) from None
     try:
         with quiet():
             return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
-        raise DataError(f"{folder}: config.json cannot be read: {str(error).splitlines()[0]}") from None
+    except (ValueError, KeyError, OSError, TypeError, AttributeError, RecursionError, StrictDataclassError) as error:
+        raise DataError(f"{folder}: config.json cannot be read: {' '.join(str(error).split())[:300]}") from None
 
 
 def load_part(folder: Path, kind: Any, config: Any, key_mapping: Mapping[str, str] | None = None) -> Any:
@@ -100,7 +101,7 @@ def load_part(folder: Path, kind: Any, config: Any, key_mapping: Mapping[str, st
                 weights_only=True,
                 output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError, KeyError, EOFError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, EOFError, TypeError, ZeroDivisionError) as error:
         raise DataError(
             f"{folder}: its weights cannot be read as a {kind.__name__}: {str(error).strip().splitlines()[0]}"
         ) from None
