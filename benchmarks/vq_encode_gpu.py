@@ -22,7 +22,7 @@ from tokkit.pipelines.bench_encode import measure_encoder
 from tokkit.tokenizers.image.bulk import BulkEncoder, BulkOptions
 from tokkit.tokenizers.image.model import ImageTokenizer
 from tokkit.tokenizers.image.presets import configure
-from tokkit.training.image_trainer import fresh_tokenizer
+from tokkit.training.image_task import fresh_tokenizer
 
 MODES = [("fp32", "none"), ("tf32", "none"), ("fp16", "none"), ("fp16", "compile"), ("fp16", "graphs"), ("tf32", "compile")]
 ON_A_CPU = [("fp32", "none"), ("fp16", "none")]

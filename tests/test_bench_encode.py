@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tokkit.cli.main import app
 from tokkit.tokenizers.image.presets import configure
-from tokkit.training.image_trainer import fresh_tokenizer
+from tokkit.training.image_task import fresh_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from tokkit.precision import arithmetic
 from tokkit.tokenizers.image.bulk import BulkEncoder, BulkOptions
 from tokkit.tokenizers.image.model import ImageTokenizer
 from tokkit.tokenizers.image.presets import configure
-from tokkit.training.image_trainer import fresh_tokenizer
+from tokkit.training.image_task import fresh_tokenizer
 
 BATCH = 4
 
