@@ -98,9 +98,9 @@ def metrics(out: Path) -> list[dict[str, float]]:
 
 
 def test_it_leaves_everything_it_promises(tmp_path: Path) -> None:
-    result = train(tmp_path, gan_start=0.5, steps=20)
+    result = train(tmp_path, gan_start=0.5, steps=8)
     rows = metrics(tmp_path)
-    assert (result.steps, result.stopped_by) == (20, "steps")
+    assert (result.steps, result.stopped_by) == (8, "steps")
     assert result.sounds + result.held_out == 16
     assert len(result.perplexity) == len(result.val_perplexity) == 3
     for name in ("si_sdr", "val_si_sdr", "val_mel_distance", "perplexity_book_3", "val_perplexity_book_3", "mel_loss"):
@@ -128,7 +128,7 @@ def test_it_leaves_everything_it_promises(tmp_path: Path) -> None:
 
 
 def test_the_validation_figure_is_that_of_the_saved_tokenizer(tmp_path: Path) -> None:
-    result = train(tmp_path)
+    result = train(tmp_path, steps=4)
     held_out = read_clips(sounds(), RATE, 1, 0.2, 2**30).held_out
     tokenizer = load_audio_tokenizer(tmp_path)
     distances = [mel_distance(clip, tokenizer.decode(tokenizer.encode([clip])[0]), RATE) for clip in held_out]
@@ -145,10 +145,10 @@ def test_the_mean_predictor_answers_with_the_mean_spectrum() -> None:
 
 def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    train(tmp_path / "a")
+    train(tmp_path / "a", steps=4)
     torch.manual_seed(2)  # nothing hangs on the caller's generator
-    train(tmp_path / "b", log_every=1, checkpoint_every=2)
-    train(tmp_path / "c", seed=1)
+    train(tmp_path / "b", steps=4, log_every=1, checkpoint_every=2)
+    train(tmp_path / "c", steps=4, seed=1)
     a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
     assert a == b
     assert a != c
