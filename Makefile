@@ -1,6 +1,6 @@
 # make demo   set up a virtual environment, then the main job end to end on a sample corpus
 # make test   set up a virtual environment, then lint, types and tests
-#             (JOBS= processes that run tests)
+#             (JOBS= processes that run tests; SLOW=1 for those too that take more than a few seconds each)
 # make venv   only the virtual environment (VENV= names the place, PYTHON= the interpreter)
 
 PYTHON ?= python3
@@ -41,7 +41,7 @@ types: $(STAMP)
 
 # Files of tests are shared out between processes; each of them uses one thread.
 check: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(if $(SLOW),,-m "not slow")
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis $(DEMO_OUT)

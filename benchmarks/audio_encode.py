@@ -9,6 +9,10 @@ does hits both. The clips are cut to ``--seconds`` in all; without ``--clips`` t
 
 Memory: each side encodes one signal of ``--minutes`` in a process of its own: the package whole (it has no other way), tokkit
 from pieces of a second. Counted is what the encoding adds at its peak to what the process held before it (VmHWM, Linux).
+
+With ``--device cuda`` only this: batches of ``--batch-size`` clips of one length, from samples in memory to codes in memory as
+`tokkit shard` has them encoded, against the bare network and quantizer on the same batches, padded and on the device already.
+The goal is 90 %. ``--device cpu --batch-size 2 --seconds 8 --rounds 1`` shows that it runs.
 """
 
 from __future__ import annotations
@@ -39,6 +43,9 @@ def main() -> None:
         print(peak_of(options))
         return
     print(f"EnCodec {options.model}, {options.threads} thread(s)")
+    if options.device is not None:
+        batches(options)
+        return
     speed(options)
     memory(options)
 
@@ -52,6 +59,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=10, help="of the long signal")
     parser.add_argument("--model", choices=("24k", "48k"), default="24k")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", help="measure batches on it, against the bare network")
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -128,6 +137,52 @@ def speed(options: argparse.Namespace) -> None:
     low, median, high = statistics.quantiles(ratios, n=4)
     print(f"    encodec's time / tokkit's, clip by clip: median {median:.2f} (quartiles {low:.2f} and {high:.2f})")
     print(f"    frames in which any of {ours.codebooks} codes differs: {different} of {frames:,}")
+
+
+def batches(options: argparse.Namespace) -> None:
+    """Clips of one length in batches, against the bare network on what is on the device already."""
+    import torch
+
+    from tokkit.precision import arithmetic
+
+    _, ours = models(options)
+    ours.to(options.device)
+    size, length = options.batch_size, 10 * ours.sample_rate
+    count = max(1, round(options.seconds / 10 / size)) * size
+    rng = np.random.default_rng(0)
+    clips = [(0.1 * rng.standard_normal((ours.channels, length))).astype(np.float32) for _ in range(count)]
+    resident = torch.from_numpy(np.stack(clips)).to(options.device)
+
+    def wait() -> None:
+        if options.device.startswith("cuda"):
+            torch.cuda.synchronize()
+
+    def bare() -> None:
+        with torch.inference_mode(), arithmetic("fp32"):
+            for start in range(0, count, size):
+                ours.network.quantizer.vq.encode(ours.network.encoder(resident[start : start + size]))
+        wait()
+
+    def whole() -> None:
+        for start in range(0, count, size):
+            ours.encode(clips[start : start + size], batch_size=size)
+        wait()
+
+    sides = {"bare network, on the device": bare, "tokkit, from memory to codes": whole}
+    spent: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(options.rounds + 1):
+        for name in list(sides)[:: 1 if turn % 2 else -1]:
+            begin = time.perf_counter()
+            sides[name]()
+            if turn:
+                spent[name].append(time.perf_counter() - begin)
+    name = torch.cuda.get_device_name() if options.device.startswith("cuda") else "CPU"
+    print(f"  {name}, {count} clips of 10 s in batches of {size}, fp32, {options.rounds} rounds; times real time:")
+    for side, seconds in spent.items():
+        print(f"    {side:<30}{10 * count / statistics.median(seconds):10.1f}")
+    one, other = spent.values()
+    share = statistics.median(a / b for a, b in zip(one, other, strict=True))
+    print(f"    share of the bare network {share:.1%} (goal 90%)")
 
 
 def cut(options: argparse.Namespace, rate: int, channels: int) -> Iterator[Wave]:

@@ -31,8 +31,8 @@ def export(
         typer.Option(
             "--format",
             help="megatron (.bin, .idx), ds (datatrove, nanotron), olmo (headerless .npy), mds (mosaicml-streaming), parquet "
-            "or arrow (Hugging Face datasets), webdataset (tars), or hf-tokenizer (the vocabulary, for Transformers). Of a "
-            "feature cache: webdataset, safetensors or clip-retrieval.",
+            "or arrow (tables), datasets (what Hugging Face datasets maps as it lies), webdataset (tars), or hf-tokenizer (the "
+            "vocabulary, for Transformers). Of a feature cache: webdataset, safetensors or clip-retrieval.",
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to be made.")],

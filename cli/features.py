@@ -8,6 +8,23 @@ from typing import Annotated
 import typer
 
 from tokkit.cli.common import Debug, Json, Quiet, examples, session
+from tokkit.cli.run_options import (
+    IN_AND_OUT,
+    KEPT,
+    RUN,
+    Acceleration,
+    ChatTemplate,
+    EncoderProcesses,
+    Inputs,
+    MaxConsecutiveRejects,
+    MaxRejectRatio,
+    Out,
+    Scratch,
+    ShardCount,
+    Strict,
+    ValFraction,
+    Workers,
+)
 
 EXAMPLES = examples(
     "tokkit features pairs/ --out features/ --encoder clip-vit-large-patch14-336/ --text-tokenizer vicuna/tokenizer.model",
@@ -19,11 +36,7 @@ EXAMPLES = examples(
     "tokkit features pairs/ --out pooled/ --encoder clip/ --text-tokenizer text.model --pooled projected --no-tokens",
 )
 
-IN_AND_OUT = "Input and output"
 FEATURES = "Features"
-KEPT = "What is kept"
-RUN = "How it runs"
-STOPS = "When it stops"
 
 
 def register(app: typer.Typer) -> None:
@@ -32,14 +45,9 @@ def register(app: typer.Typer) -> None:
 
 
 def features(
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(show_default=False, help="Paths, globs, folders or URLs of them; FORMAT:PATH names the format."),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Output directory; an unfinished one of the same run is gone on with.", rich_help_panel=IN_AND_OUT),
-    ] = None,
+    inputs: Inputs = None,
+    out: Out = None,
+    scratch: Scratch = None,
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -100,6 +108,7 @@ def features(
             metavar="STORE", help="Where pictures are that lie elsewhere; repeat for more.", rich_help_panel=IN_AND_OUT
         ),
     ] = None,
+    chat_template: ChatTemplate = None,
     missing_image: Annotated[
         str | None,
         typer.Option(
@@ -125,10 +134,7 @@ def features(
             metavar="KIND", help="Leave out what comes again: documents, texts, images or near-images.", rich_help_panel=KEPT
         ),
     ] = None,
-    val_fraction: Annotated[
-        float | None,
-        typer.Option(show_default="0.0", help="Share of documents held out, by content hash.", rich_help_panel=KEPT),
-    ] = None,
+    val_fraction: ValFraction = None,
     seed: Annotated[int | None, typer.Option(show_default="0", help="Of every drawn choice.", rich_help_panel=KEPT)] = None,
     batch_size: Annotated[
         int | None, typer.Option(show_default="16", help="Views in each call of the encoder.", rich_help_panel=RUN)
@@ -139,29 +145,48 @@ def features(
     shard_size: Annotated[
         str | None, typer.Option(show_default="1GiB", help="Features after which a shard is closed.", rich_help_panel=RUN)
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes; default one a core. 0 works in this one, for debugging.", rich_help_panel=RUN)
-    ] = None,
+    workers: Workers = None,
     device: Annotated[
-        str | None, typer.Option(show_default="auto", help="auto, cpu, cuda or cuda:N.", rich_help_panel=RUN)
+        str | None,
+        typer.Option(show_default="auto", help="auto, cpu, cuda (all GPUs of the machine) or cuda:N.", rich_help_panel=RUN),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            show_default="fp32", help="Of the encoder's network: fp32, tf32 or fp16 (fast modes).", rich_help_panel=RUN
+        ),
+    ] = None,
+    acceleration: Acceleration = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(
+            show_default="0.98",
+            help="1 less the relative error that a fast mode may bring to fp32's features; else it is refused.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    encoders: Annotated[
+        str | None,
+        typer.Option(
+            show_default="auto",
+            help="in-worker: each worker loads the encoder; process: encoder processes encode for all workers; auto: a process "
+            "for each GPU, in the workers on a CPU.",
+            rich_help_panel=RUN,
+        ),
+    ] = None,
+    encoder_processes: EncoderProcesses = None,
     limit: Annotated[
         int | None,
         typer.Option(help="A trial over N documents that tells the size of the whole.", rich_help_panel=IN_AND_OUT),
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first reject.", rich_help_panel=STOPS)] = False,
-    max_reject_ratio: Annotated[
-        float | None,
-        typer.Option(show_default="0.5", help="Stop where more than this share is rejected.", rich_help_panel=STOPS),
-    ] = None,
-    max_consecutive_rejects: Annotated[
-        int | None, typer.Option(show_default="1000", help="Stop after so many rejects in a row.", rich_help_panel=STOPS)
-    ] = None,
+    strict: Strict = False,
+    max_reject_ratio: MaxRejectRatio = None,
+    max_consecutive_rejects: MaxConsecutiveRejects = None,
     shard_index: Annotated[
         int | None,
         typer.Option(help="Do only a part of the units, counted from 0; then `tokkit finish`.", rich_help_panel=RUN),
     ] = None,
-    shard_count: Annotated[int | None, typer.Option(help="Parts that the units are dealt out to.", rich_help_panel=RUN)] = None,
+    shard_count: ShardCount = None,
     lease_seconds: Annotated[
         float | None,
         typer.Option(show_default="60.0", help="Without a sign for so long, a process is dead to others.", rich_help_panel=RUN),
@@ -176,9 +201,10 @@ def features(
 ) -> None:
     """Cache a frozen encoder's features with the text beside them: every document exactly once, resumable."""
     with session(json=json, debug=debug, quiet=quiet, resumable=True) as run:
-        from tokkit.cli.show import show_features, show_summary
+        from tokkit.cli.show import show_features, show_summary, show_warnings
         from tokkit.pipelines.features import FeaturesConfig, features_part
         from tokkit.pipelines.features import features as job
+        from tokkit.pipelines.lacking import warnings_of
         from tokkit.pipelines.recipe import merged, nested
         from tokkit.pipelines.settings import assignments, validated
 
@@ -192,6 +218,7 @@ def features(
         flags = {
             "inputs": inputs or None,
             "out": out,
+            "scratch": scratch,
             "encoder": encoder,
             "text_tokenizer": text_tokenizer,
             "dtype": dtype,
@@ -199,6 +226,7 @@ def features(
             "options": {key: value for key, value in options.items() if value is not None} or None,
             "pair_order": pair_order,
             "images": images,
+            "chat_template": chat_template,
             "missing_image": missing_image,
             "filters": filters,
             "where": where,
@@ -211,6 +239,11 @@ def features(
             "shard_bytes": shard_size,
             "workers": workers,
             "device": device,
+            "precision": precision,
+            "acceleration": acceleration,
+            "min_agreement": min_agreement,
+            "encoders": encoders,
+            "encoder_processes": encoder_processes,
             "limit": limit,
             "strict": strict or None,
             "max_reject_ratio": max_reject_ratio,
@@ -229,10 +262,12 @@ def features(
             run.console.print(f"{part.committed} of {part.units} units are committed; once all are: tokkit finish {part.out}")
             return
         result = job(config, run.progress)
-        if run.emit({"out": str(result.out), "summary": result.summary, "manifest": result.manifest.model_dump(mode="json")}):
+        manifest, warnings = result.manifest.model_dump(mode="json"), warnings_of(result.manifest)
+        if run.emit({"out": str(result.out), "summary": result.summary, "manifest": manifest, "warnings": warnings}):
             return
         show_features(run.console, result.manifest)
         show_summary(run.console, result.summary)
+        show_warnings(run.console, result.manifest)
         run.console.print(f"\n{result.out}/report.html shows what it holds; tokkit verify {result.out} checks it")
 
 

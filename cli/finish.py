@@ -22,27 +22,34 @@ def register(app: typer.Typer) -> None:
 
 
 def finish(
-    directory: Annotated[Path, typer.Argument(help="Output directory whose units are all committed.")],
+    directory: Annotated[str, typer.Argument(help="Output directory whose units are all committed, or its URL.")],
+    scratch: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where to work on this disk for an output in an object store.")
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Bring a run in parts (--shard-index of tokkit shard or features) to its end: shards, manifest, report."""
     with session(json=json, debug=debug, quiet=quiet, resumable=True) as run:
-        from tokkit.cli.show import show_features, show_manifest, show_packs
+        from tokkit.cli.show import show_features, show_manifest, show_packs, show_warnings
+        from tokkit.object_store import place_of
         from tokkit.pipelines.features import FeaturesResult
         from tokkit.pipelines.finish_run import FinishConfig
         from tokkit.pipelines.finish_run import finish as job
+        from tokkit.pipelines.lacking import warnings_of
 
-        result = job(FinishConfig(directory=directory), run.progress)
+        result = job(FinishConfig(directory=place_of(directory), scratch=scratch), run.progress)
+        entry = {"out": str(result.out), "manifest": result.manifest.model_dump(mode="json")}
+        entry |= {"warnings": warnings_of(result.manifest)}
         if isinstance(result, FeaturesResult):
-            if not run.emit({"out": str(result.out), "manifest": result.manifest.model_dump(mode="json")}):
+            if not run.emit(entry):
                 show_features(run.console, result.manifest)
+                show_warnings(run.console, result.manifest)
             return
-        packs = {name: asdict(split) for name, split in result.packs.items()}
-        manifest = result.manifest.model_dump(mode="json")
-        if run.emit({"out": str(result.out), "packs": packs, "manifest": manifest}):
+        if run.emit(entry | {"packs": {name: asdict(split) for name, split in result.packs.items()}}):
             return
         show_manifest(run.console, result.manifest)
         show_packs(run.console, result.packs)
+        show_warnings(run.console, result.manifest)
         run.console.print(f"\n{result.out}/report.html shows documents decoded back from their tokens")

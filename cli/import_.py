@@ -17,6 +17,7 @@ EXAMPLES = examples(
     "tokkit import janus-folder/ --layout janus --out janus-vq/",
     "tokkit import encodec_24khz-d7cc33bc.th --out encodec-24k/",
     "tokkit import encodec_48khz-folder/ --out encodec-48k/",
+    "tokkit import facebook/encodec_24khz --allow-download --out encodec-24k/",
 )
 
 
@@ -29,7 +30,9 @@ def register(app: typer.Typer) -> None:
 
 
 def import_(
-    checkpoint: Annotated[Path, typer.Argument(help="File as released, or the folder of a Hugging Face model.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="File as released, the folder of a Hugging Face model, or its name on the hub.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the tokenizer: config.json, model.safetensors and import.json.")],
     layout: Annotated[
         str | None,
@@ -56,6 +59,7 @@ def import_(
     unsafe_pickle: Annotated[
         bool, typer.Option("--unsafe-pickle", help="Read a file that holds more than weights; runs whatever code it asks for.")
     ] = False,
+    allow_download: Annotated[bool, typer.Option("--allow-download", help="Fetch a model that is named on the hub.")] = False,
     json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -76,6 +80,7 @@ def import_(
             "name": name,
             "licence": licence,
             "unsafe_pickle": unsafe_pickle,
+            "allow_download": allow_download,
         }
         config = validated(ImportConfig, "tokkit import", options)
         if is_audio(config):

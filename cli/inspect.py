@@ -30,7 +30,7 @@ def harmless(text: str) -> str:
 
 
 def inspect(
-    directory: Annotated[Path, typer.Argument(help="Output directory of `tokkit shard`.")],
+    directory: Annotated[str, typer.Argument(help="Output directory of `tokkit shard` or `tokkit features`, or its URL.")],
     document: Annotated[
         str | None, typer.Option(help="Decode this document: a number, SPLIT:NUMBER, an id or a locator.")
     ] = None,
@@ -42,29 +42,37 @@ def inspect(
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
-    """Show what a directory holds, or bring one document back from its tokens."""
+    """Show what a directory holds, or bring one document back from its tokens (of a feature cache: its text and features)."""
     with session(json=json, debug=debug, quiet=quiet) as run:
-        from tokkit.cli.show import show_manifest
+        from tokkit.cli.show import show_features, show_manifest
         from tokkit.errors import UsageError
+        from tokkit.features.manifest import is_cache, load_cache_manifest
         from tokkit.pipelines.inspect import InspectConfig, inspect_document
+        from tokkit.pipelines.output import described
         from tokkit.shards.manifest import load_manifest
 
-        if document is None:
-            if out is not None:
-                raise UsageError("--out needs --document: which document is to be written there?")
-            manifest = load_manifest(directory)
-            if not run.emit(manifest.model_dump(mode="json")):
-                show_manifest(run.console, manifest)
-            return
-        config = InspectConfig(
-            directory=directory,
-            document=document,
-            out=out,
-            text_tokenizer=text_tokenizer,
-            image_tokenizer=image_tokenizer,
-            audio_tokenizer=audio_tokenizer,
-        )
-        found = inspect_document(config, run.progress)
+        if document is None and out is not None:
+            raise UsageError("--out needs --document: which document is to be written there?")
+        with described(directory) as (folder, place):
+            if document is None:
+                if is_cache(folder):
+                    cached = load_cache_manifest(folder)
+                    if not run.emit(cached.model_dump(mode="json")):
+                        show_features(run.console, cached)
+                    return
+                manifest = load_manifest(folder)
+                if not run.emit(manifest.model_dump(mode="json")):
+                    show_manifest(run.console, manifest)
+                return
+            config = InspectConfig(
+                directory=folder,
+                document=document,
+                out=out,
+                text_tokenizer=text_tokenizer,
+                image_tokenizer=image_tokenizer,
+                audio_tokenizer=audio_tokenizer,
+            )
+            found = inspect_document(config, run.progress, place)
         if run.emit(asdict(found)):
             return
         row = found.row
@@ -76,6 +84,7 @@ def inspect(
                 run.console.print(harmless(part.text), markup=False)
             else:
                 shape = " x ".join(map(str, part.shape or ()))
-                run.console.print(
-                    f"[{part.kind}: codes {shape}{', ' + part.file if part.file else ''}]", style="cyan", markup=False
-                )
+                what = "codes" if part.detail is None else "features"
+                told = [f"{what} {shape}" if shape else "", part.detail, part.file]
+                said = ", ".join(filter(None, told))
+                run.console.print(f"[{part.kind}{': ' + said if said else ''}]", style="cyan", markup=False)

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def remove(
-    directory: Annotated[Path, typer.Argument(help="A finished output of tokkit shard; it is not changed.")],
+    directory: Annotated[Path, typer.Argument(help="A finished output of tokkit shard or tokkit features; it is not changed.")],
     lists: Annotated[
         list[Path],
         typer.Option(

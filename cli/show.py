@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tokkit.features.manifest import CacheManifest
+    from tokkit.pipelines.demo import DemoResult
     from tokkit.pipelines.pack import AdviseResult, SplitResult
     from tokkit.pipelines.remove import RemoveResult
     from tokkit.shards.manifest import Manifest, RunManifest
@@ -44,6 +45,34 @@ def show_features(console: Console, manifest: CacheManifest) -> None:
         table.add_row(name, *cells, f"{100 * found.error:.2g} %", f"{100 * found.worst_error:.2g} %")
     console.print(table)
     _show_trial(console, manifest)
+
+
+def show_warnings(console: Console, manifest: RunManifest) -> None:
+    """What was left out because nothing was named that takes it."""
+    from tokkit.pipelines.lacking import warnings_of
+
+    for warning in warnings_of(manifest):
+        console.print(f"warning: {warning}", style="yellow")
+
+
+def show_trained(console: Console, result: DemoResult) -> None:
+    """The tokenizers that the demo trained, and how good they are on what was held out."""
+    table = _table(console, "Tokenizers", "", ["trained on", "steps", "seconds", "codes", "in use", "held out"])
+    text, vq, codec = result.text, result.vq, result.codec
+    figure = f"{text.bytes_per_token:.2f} bytes a token"
+    table.add_row("text", f"{text.training_bytes / 1e6:.1f} MB", "", "", f"{text.vocab_size:,}", "", figure)
+    figure = "" if vq.val_psnr is None else f"{vq.val_psnr:.1f} dB PSNR"
+    used = f"{100 * vq.codebook_usage:.0f} %"
+    table.add_row(
+        "image", f"{vq.pictures} pictures", f"{vq.steps:,}", f"{vq.seconds:.0f}", f"{vq.codebook_size:,}", used, figure
+    )
+    if codec is not None:
+        figure = "" if codec.val_mel_distance is None else f"mel distance {codec.val_mel_distance:.2f}"
+        codes, used = f"{len(codec.perplexity)} x {codec.codebook_size:,}", f"{100 * codec.codebook_usage:.0f} %"
+        table.add_row("audio", f"{codec.sounds} sounds", f"{codec.steps:,}", f"{codec.seconds:.0f}", codes, used, figure)
+    console.print(table)
+    if codec is not None and codec.mean_predictor is not None:
+        console.print(f"(to answer every sound with the mean spectrum comes to a mel distance of {codec.mean_predictor:.2f})")
 
 
 def show_manifest(console: Console, manifest: Manifest) -> None:
@@ -130,12 +159,22 @@ def show_advice(console: Console, result: AdviseResult) -> None:
         table.add_row(f"{row.seq_len:,}", *cells, *([f"{row.media} + {row.beside:,}"] if media else []))
     console.print(table)
     if media is not None:
+        cut = "None is cut" if media.held == media.length else "Where none is cut"
         console.print(
             f"\n{100 * media.share:.0f} % of all tokens are in {media.count:,} {kind} spans of {media.length:,} tokens, with "
-            f"{media.beside:,.0f} others to each. None is cut: the rest of a sequence that is full of them is text or padding."
+            f"{media.beside:,.0f} others to each. {cut}: the rest of a sequence that is full of them is text or padding."
         )
-    best = max(result.advice, key=lambda row: (round(row.efficiency, 4), -row.seq_len))
-    console.print(f"The fullest of these: {best.seq_len:,}, {100 * best.efficiency:.2f} % full")
+    short = [row for row in result.advice if row.too_long]
+    if short:
+        cannot = ", ".join(f"{row.seq_len:,} ({row.too_long:,} documents)" for row in short)
+        console.print(
+            f"Up to {result.longest_media:,} tokens of media must stay together. Too short for some: {cannot}; a plan of such "
+            "a length needs --too-long leave-out, and leaves these documents out."
+        )
+    able = [row for row in result.advice if not row.too_long]
+    best = max(able or result.advice, key=lambda row: (round(row.efficiency, 4), -row.seq_len))
+    which = "these" if len(able) in (0, len(result.advice)) else "those that hold everything"
+    console.print(f"The fullest of {which}: {best.seq_len:,}, {100 * best.efficiency:.2f} % full")
 
 
 def show_export(console: Console, out: Path, record: Mapping[str, Any], *, written: bool) -> None:
@@ -220,6 +259,7 @@ def show_packs(console: Console, packs: Mapping[str, SplitResult]) -> None:
             for split, pack in packs.items()
             for name, counts in (pack.by_source if what == "source" else pack.by_modality).items()
         }
+        columns |= {"frame_cuts": "cuts in sounds"} if any(counts.get("frame_cuts") for counts in rows.values()) else {}
         if rows:
             table = _table(console, f"What it costs, by {what}", f"split, {what}", list(columns.values()))
             for name, counts in rows.items():
@@ -231,12 +271,15 @@ def show_summary(console: Console, summary: Mapping[str, Any]) -> None:
     """Throughput by stage of the run that has just ended."""
     if not summary.get("documents"):
         return
-    amounts = {"read": "documents", "decode": "images", "encode": "images", "text": "documents", "write": "tokens"}
+    media = "images and sounds" if summary["sounds"] else "images"
+    amounts = {"read": "documents", "decode": media, "encode": media, "text": "documents", "write": "tokens"}
     table = _table(console, "Throughput by stage (per second of one worker)", "stage", ["seconds", "per second"])
     for stage, seconds in summary["stage_seconds"].items():
         rate = ""
-        if seconds > 0 and summary.get(amounts.get(stage, ""), 0):
-            rate = f"{summary[amounts[stage]] / seconds:,.0f} {amounts[stage]}"
+        what = amounts.get(stage, "")
+        amount = sum(summary.get(one, 0) for one in what.split(" and "))
+        if seconds > 0 and amount:
+            rate = f"{amount / seconds:,.0f} {what}"
         table.add_row(stage, f"{seconds:.2f}", rate)
     console.print(table)
     seconds = max(summary["seconds"], 1e-9)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokkit.cli.common import Debug, Json, Quiet, examples, session
+from tokkit.cli.training import described as described_plan
+from tokkit.cli.training import of_codes
 
 if TYPE_CHECKING:
     from tokkit.pipelines.train_vq_plan import TrainVQPlan
@@ -220,28 +222,6 @@ def train_vq(
 
 
 def described(plan: TrainVQPlan) -> str:
-    """A plan for a person, a line for each thing that one may want to change."""
-    gib = 2**30
-    books = f"{plan.codebooks} codebooks of " if plan.codebooks > 1 else ""
-    length = f"{plan.steps:,} steps" if plan.steps else "steps"
-    length += f", at most {plan.max_minutes:g} minutes" if plan.max_minutes else ""
-    parts = f", in {plan.parts} parts of {plan.at_once}" if plan.parts > 1 else ""
-    lines = [
-        f"tokenizer      {plan.name}, {plan.parameters / 1e6:.2f} M parameters"
-        + (f", going on from weights {plan.weights_from[:12]}" if plan.weights_from else ""),
-        f"a picture      {plan.size} x {plan.size} px, {plan.tokens:,} tokens of {books}{plan.codebook_size:,} codes",
-        f"steps          {length} of {plan.batch_size} pictures{parts}"
-        + (f": {plan.steps * plan.batch_size:,} pictures" if plan.steps else ""),
-        f"memory         {plan.memory / gib:.2f} GiB: {plan.state_bytes / gib:.2f} for weights and optimisers, "
-        f"{plan.activation_bytes / gib:.2f} for activations; kernels' buffers come on top",
-        f"runs on        {plan.device}, networks in {plan.precision}",
-        f"input          {plan.bytes / 1e6:,.2f} MB",
-    ]
-    if plan.adversarial_from is not None and plan.discriminator_from is not None:
-        unit = "step {:,.0f}" if plan.steps else "{:.0%} of the run"
-        lines.insert(
-            1,
-            f"discriminator  {plan.discriminator_parameters / 1e6:.2f} M parameters, learns from "
-            f"{unit.format(plan.discriminator_from)}, adversarial loss from {unit.format(plan.adversarial_from)}",
-        )
-    return "\n".join(lines)
+    """A plan for a person."""
+    picture = f"a picture      {plan.size} x {plan.size} px, {plan.tokens:,} tokens of {of_codes(plan)}"
+    return described_plan(plan, "pictures", [picture])

@@ -29,7 +29,10 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    directory: Annotated[Path, typer.Argument(help="Output directory of `tokkit shard`.")],
+    directory: Annotated[str, typer.Argument(help="Output directory of `tokkit shard` or `tokkit features`, or its URL.")],
+    scratch: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where an output in an object store is downloaded to meanwhile.")
+    ] = None,
     checksums: Annotated[bool, typer.Option(help="Read every byte and compare its SHA-256.")] = True,
     reencode: Annotated[
         int | None, typer.Option(metavar="N", help="Also encode N documents again from the input, and compare.", min=1)
@@ -46,6 +49,7 @@ def verify(
     text_tokenizer: Annotated[Path | None, typer.Option(help="Where it is now, if it was moved.")] = None,
     image_tokenizer: Annotated[Path | None, typer.Option(help="Where it is now, if it was moved.")] = None,
     audio_tokenizer: Annotated[Path | None, typer.Option(help="Where it is now, if it was moved.")] = None,
+    encoder: Annotated[str | None, typer.Option(help="Of a feature cache, where it is now, if it was moved.")] = None,
     filters: Annotated[
         list[str] | None,
         typer.Option(
@@ -64,6 +68,7 @@ def verify(
     """Check that an output agrees with itself and, with --reencode, with its input; lists all problems (docs/verify.md)."""
     with session(json=json, debug=debug, quiet=quiet) as run:
         from tokkit.errors import UsageError, VerificationError
+        from tokkit.pipelines.output import folder_of
         from tokkit.pipelines.settings import validated
         from tokkit.pipelines.verify import VerifyConfig
         from tokkit.pipelines.verify import verify as job
@@ -75,17 +80,19 @@ def verify(
             "--text-tokenizer": text_tokenizer,
             "--image-tokenizer": image_tokenizer,
             "--audio-tokenizer": audio_tokenizer,
+            "--encoder": encoder,
             "--filter": filters,
         }
         if reencode is None and (extra := [flag for flag, value in {**only, "--device": device}.items() if value]):
             raise UsageError(f"{', '.join(extra)}: only with --reencode N")
-        options: dict[str, object] = {"directory": directory, "checksums": checksums, "reencode": reencode, "seed": seed}
+        options: dict[str, object] = {"checksums": checksums, "reencode": reencode, "seed": seed}
         options |= {"text_tokenizer": text_tokenizer, "image_tokenizer": image_tokenizer, "device": device}
-        options["audio_tokenizer"] = audio_tokenizer
+        options |= {"audio_tokenizer": audio_tokenizer, "encoder": encoder}
         options["filters"] = None if filters is None else tuple(filters)
         options["inputs"] = None if inputs is None else tuple(inputs)
         options["images"] = None if images is None else tuple(images)
-        result = job(validated(VerifyConfig, "tokkit verify", options), run.progress)
+        with folder_of(directory, run.progress, scratch) as folder:
+            result = job(validated(VerifyConfig, "tokkit verify", options | {"directory": folder}), run.progress)
         problems = "1 problem" if result.problem_count == 1 else f"{result.problem_count:,} problems"
         codes = ", ".join(f"{code} {count:,}" for code, count in sorted(result.counts.items()))
         entry = {"directory": str(directory), "ok": result.ok, "problem_count": result.problem_count, **asdict(result)}
@@ -136,11 +143,14 @@ def _show_agreement(console: Console, agreement: Agreement) -> None:
         f"{agreement.tokens:,} tokens"
     )
     if agreement.codes:
-        said += f"; {agreement.equal_codes:,} of {agreement.codes:,} media codes are equal"
-    if agreement.codes and agreement.equal_codes < agreement.codes:
+        what = "values of features" if agreement.of_features else "media codes"
+        said += f"; {agreement.equal_codes:,} of {agreement.codes:,} {what} are equal"
+    if agreement.of_features and agreement.lowest:
+        said += f" (the most apart, by {agreement.lowest:.3%} of its size: {agreement.lowest_document})"
+    elif agreement.codes and agreement.equal_codes < agreement.codes:
         said += f" ({agreement.share:.3%}; the least in {agreement.lowest_document}: {agreement.lowest:.3%})"
     console.print(Text(said))
     if agreement.differences:
-        console.print(Text("the numeric environment is not the recorded one, so media codes may differ by rounding:"))
+        console.print(Text("the numeric environment is not the recorded one, so what is made of media may differ by rounding:"))
         for line in agreement.differences:
             console.print(Text(f"  - {line}"))

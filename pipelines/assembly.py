@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 
 from PIL import Image
 
-from tokkit.documents import Audio, Document, Failure, Media, Outcome, Text
+from tokkit.documents import Audio, Document, Failure, Media, Outcome, SpecialToken, Text
 from tokkit.documents import Image as Picture
 from tokkit.errors import ItemError, UnwantedItem
 from tokkit.interleave import AudioCodes, ImageCodes, ImageGap
@@ -44,11 +44,13 @@ class Pending:
     """A document whose pictures are being encoded, if it has any."""
 
     document: Document
-    segments: Sequence[Text | Slot]
+    segments: Sequence[Text | SpecialToken | Slot]
     slots: Sequence[Slot] = ()
     characters: int = field(init=False)  # of its texts
+    bytes: int = field(init=False)  # of its encoded media
 
     def __post_init__(self) -> None:
+        self.bytes = sum(len(slot.media.data or b"") for slot in self.slots)
         self.characters = sum(len(segment.text) for segment in self.segments if isinstance(segment, Text))
 
     def ready(self) -> bool:
@@ -127,24 +129,41 @@ class Given(str):
     __slots__ = ()
 
 
-def join_texts(segments: Sequence[Text | Slot], joiner: str, missing: MissingImage = "drop-image") -> list[str | Slot]:
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A text that is to be learnt, and the one before it, which is not; their ids are those of both together."""
+
+    given: str
+    text: str
+
+
+Joined = str | Answer | SpecialToken | Slot
+
+
+def join_texts(
+    segments: Sequence[Text | SpecialToken | Slot], joiner: str, missing: MissingImage = "drop-image"
+) -> list[Joined]:
     """Texts as strings and media with codes, in order; texts with nothing left between them become one, with ``joiner``.
 
     A missing picture of which the markers are kept stands between them. A text that is not to be learnt becomes a
-    :class:`Given`, and stays apart from one that is.
+    :class:`Given`, and stays apart from one that is, unless that one continues it.
     """
-    joined: list[str | Slot] = []
+    joined: list[Joined] = []
     for segment in segments:
         if isinstance(segment, Slot):
             if segment.failure is None or (missing == "keep-marker" and segment.missing):
                 joined.append(segment)
+        elif isinstance(segment, SpecialToken):
+            joined.append(segment)
+        elif segment.loss and segment.continues and joined and isinstance(joined[-1], Given):
+            joined[-1] = Answer(joined[-1], segment.text)
         elif not segment.loss:
             if joined and isinstance(joined[-1], Given):
                 joined[-1] = Given(joined[-1] + joiner + segment.text)
             else:
                 joined.append(Given(segment.text))
-        elif joined and type(joined[-1]) is str:
-            joined[-1] += joiner + segment.text
+        elif joined and type(before := joined[-1]) is str:
+            joined[-1] = before + joiner + segment.text
         else:
             joined.append(segment.text)
     return joined

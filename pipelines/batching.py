@@ -1,14 +1,17 @@
-"""Pictures to codes in batches of one fixed shape, by a tokenizer in this process or by an encoder process.
+"""Pictures to codes in batches of fixed shapes, by a tokenizer in this process or by an encoder process.
 
-A batch is filled by the pictures of one unit in order, and only the last is not full; what stands in it does not depend on who
-encodes it, nor on when its codes come back.
+A batch is filled by the pictures of one size of one unit, in order. Only the last of a size is not full, and those that had to
+go before they were, because too much waited; what stands in a batch does not depend on who encodes it, nor on when its codes
+come back.
 """
 
 from __future__ import annotations
 
 import sys
-from collections import deque
-from collections.abc import Sequence
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -19,6 +22,8 @@ from tokkit.pipelines.assembly import Slot
 
 Pixels = npt.NDArray[np.uint8]
 Codes = npt.NDArray[np.int32]
+
+WAITING_BYTES = 128 << 20  # of pixels that may wait for batches to fill where there are several shapes
 
 
 class BatchEncoder(Protocol):
@@ -53,6 +58,9 @@ class Encodes(Protocol):
 class Pending(Protocol):
     """A batch that is under way."""
 
+    def ready(self) -> bool:
+        """Whether :meth:`codes` would not wait."""
+
     def codes(self) -> Codes:
         """Its codes; waits for them."""
 
@@ -71,30 +79,52 @@ class Begins(Encodes, Protocol):
 
 
 class LocalEncoder:
-    """A tokenizer in this process: a batch is encoded when it is submitted."""
-
-    depth = 1
+    """A tokenizer in this process: a batch is encoded when it is submitted, or, by one that begins, while others are filled."""
 
     def __init__(self, tokenizer: Encodes, batch_size: int) -> None:
         self._tokenizer, self._batch_size = tokenizer, batch_size
-        self._codes: deque[Codes] = deque()
+        self.depth = tokenizer.places if isinstance(tokenizer, Begins) else 1
+        self._under_way: deque[Pending] = deque()
 
     def submit(self, pictures: Sequence[Pixels]) -> None:
+        with self._memory():
+            if isinstance(self._tokenizer, Begins):
+                self._under_way.append(self._tokenizer.begin(pictures))
+            else:
+                self._under_way.append(_Made(self._tokenizer.encode_padded(pictures, self._batch_size)))
+
+    def arrived(self) -> bool:
+        return bool(self._under_way) and self._under_way[0].ready()
+
+    def collect(self) -> Codes:
+        with self._memory():
+            return self._under_way.popleft().codes()
+
+    def close(self) -> None:
+        self._under_way.clear()
+
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        """That the device has no memory just now says nothing of a picture."""
         try:
-            self._codes.append(self._tokenizer.encode_padded(pictures, self._batch_size))
+            yield
         except RuntimeError as error:
             if out_of_memory(error):
                 raise TransientError(no_memory(self._batch_size, error)) from error
             raise
 
-    def arrived(self) -> bool:
-        return bool(self._codes)
 
-    def collect(self) -> Codes:
-        return self._codes.popleft()
+@dataclass(frozen=True)
+class _Made:
+    """A batch that is not under way any more."""
 
-    def close(self) -> None:
-        self._codes.clear()
+    made: Codes
+
+    def ready(self) -> bool:
+        return True
+
+    def codes(self) -> Codes:
+        return self.made
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -117,28 +147,47 @@ class ImageBatcher:
 
     def __init__(self, encoder: BatchEncoder, batch_size: int) -> None:
         self._encoder, self._batch_size = encoder, batch_size
-        self._waiting: list[tuple[int, Slot, Pixels]] = []
+        self._waiting: defaultdict[object, list[tuple[int, Slot, Pixels]]] = defaultdict(list)  # by shape; none is empty
+        self._bytes = 0  # of pixels that wait
         self._under_way: deque[list[Slot]] = deque()
 
     def add(self, number: int, slot: Slot, pixels: Pixels) -> None:
         """Queue a picture ``[H, W, 3]`` of the unit's document ``number``."""
-        self._waiting.append((number, slot, pixels))
+        self._waiting[_shape(pixels)].append((number, slot, pixels))
+        self._bytes += _size(pixels)
 
     def full(self) -> bool:
-        return len(self._waiting) >= self._batch_size
+        """Whether a batch is to be encoded: one is full, or too much waits for batches of several shapes."""
+        return any(len(lane) >= self._batch_size for lane in self._waiting.values()) or self._too_much()
+
+    def _too_much(self) -> bool:
+        return self._bytes > WAITING_BYTES and len(self._waiting) > 1
 
     @property
     def oldest(self) -> int | None:
         """The document of the first picture that is in no batch yet."""
-        return self._waiting[0][0] if self._waiting else None
+        return min((lane[0][0] for lane in self._waiting.values()), default=None)
+
+    def _next(self) -> list[tuple[int, Slot, Pixels]]:
+        """The next batch: of the shape of which most waits, where that is enough, else of the oldest picture's."""
+        if not self._waiting:
+            return []
+        shape = max(self._waiting, key=lambda shape: len(self._waiting[shape]))
+        if len(self._waiting[shape]) < self._batch_size and not self._too_much():
+            shape = min(self._waiting, key=lambda shape: self._waiting[shape][0][0])
+        lane = self._waiting.pop(shape)
+        batch, rest = lane[: self._batch_size], lane[self._batch_size :]
+        if rest:
+            self._waiting[shape] = rest
+        self._bytes -= sum(_size(pixels) for _, _, pixels in batch)
+        return batch
 
     def run(self) -> int:
         """Submit what waits, at most one batch, once the encoder's queue has room; returns how many pictures got codes."""
         done = 0
         while len(self._under_way) >= self._encoder.depth:
             done += self.receive()
-        batch, self._waiting = self._waiting[: self._batch_size], self._waiting[self._batch_size :]
-        if batch:
+        if batch := self._next():
             self._encoder.submit([pixels for _, _, pixels in batch])
             self._under_way.append([slot for _, slot, _ in batch])
         while self._under_way and self._encoder.arrived():
@@ -158,5 +207,15 @@ class ImageBatcher:
     def close(self) -> None:
         """Give up what waits and what is under way."""
         self._waiting.clear()
+        self._bytes = 0
         self._under_way.clear()
         self._encoder.close()
+
+
+def _shape(item: object) -> object:
+    """Pictures of one shape share batches; so do items that the encoder brings to a shape itself."""
+    return item.shape if isinstance(item, np.ndarray) else None
+
+
+def _size(item: object) -> int:
+    return item.nbytes if isinstance(item, np.ndarray) else 0

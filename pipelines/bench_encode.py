@@ -111,7 +111,7 @@ def bench_encode(config: BenchEncodeConfig, progress: Progress) -> EncodeRates:
         DataError: no tokenizer.
     """
     tokenizer = load_image_tokenizer(config.tokenizer, resolve_device(config.device))
-    found = _of_inputs(config) if config.inputs else _drawn()
+    found = _of_inputs(config) if config.inputs else drawn_pictures()
     size = config.size or tokenizer.config.preprocessing.size
     if size % tokenizer.downsample:
         raise UsageError(f"--size {size} is no multiple of the tokenizer's downsampling factor {tokenizer.downsample}")
@@ -224,7 +224,7 @@ def _decodable(pictures: Iterator[object]) -> Iterator[bytes]:
         yield data
 
 
-def _drawn(count: int = 16, side: int = 512) -> list[bytes]:
+def drawn_pictures(count: int = 16, side: int = 512) -> list[bytes]:
     """JPEG pictures of coarse and fine noise, about as long as photographs of their size."""
     random, found = np.random.default_rng(0), []
     for _ in range(count):

@@ -3,7 +3,8 @@
 Codes are int32 [rows, columns], or [K, rows, columns] where the tokenizer has K > 1 codebooks, in a ``.npz`` under each
 picture's name, or, of one picture, in a ``.npy``. Beside ``FILE`` lies ``FILE.json``: which tokenizer the codes belong to, and
 which files could not be encoded, with the reason. Every call of the tokenizer has the same batch shape (a batch that is not
-full is padded), so a picture's codes do not depend on its neighbours.
+full is padded), or, where pictures are encoded in several sizes (:mod:`tokkit.media.resolutions`), that of its size, so a
+picture's codes do not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -13,25 +14,29 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tokkit.errors import DataError, ItemError, UsageError
 from tokkit.media.images import DEFAULT_LIMITS, decode_image
+from tokkit.media.resolutions import Fitting, Policy
 from tokkit.pipelines.code_files import Codes, Unused, output_names, reading, sidecar_of, writer
 from tokkit.pipelines.prepare import resolve_device
 from tokkit.pipelines.progress import Progress, Task
+from tokkit.pipelines.resolution import Area, BucketList, check_options, fitting_of, semantic_entry
 from tokkit.sources.samples import is_picture_name
 from tokkit.storage import pretty_json, read_json, replacing, write_atomic
 from tokkit.tokenizers.image import load_image_tokenizer
 from tokkit.tokenizers.image.model import ImageTokenizer
 
 Item = TypeVar("Item")
+
+SHAPES = 64  # of pictures that wait for others of their shape
 
 
 class EncodeConfig(BaseModel):
@@ -43,6 +48,7 @@ class EncodeConfig(BaseModel):
         out: ``.npz``, or ``.npy`` for one picture.
         batch_size: pictures in each call of the encoder.
         device: auto, cpu, cuda or cuda:N.
+        resolution_policy, buckets, min_area, max_area: of pictures, as in ``tokkit shard``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,6 +58,15 @@ class EncodeConfig(BaseModel):
     out: Path
     batch_size: int = Field(default=16, ge=1)
     device: str = "auto"
+    resolution_policy: Policy = "crop"
+    buckets: BucketList | None = None
+    min_area: Area | None = None
+    max_area: Area | None = None
+
+    @model_validator(mode="after")
+    def _of_one_policy(self) -> EncodeConfig:
+        check_options(self)
+        return self
 
 
 class DecodeConfig(BaseModel):
@@ -94,7 +109,10 @@ class DecodeResult:
 
 
 class CodesFile(BaseModel):
-    """The content of ``FILE.json``."""
+    """The content of ``FILE.json``.
+
+    ``grid`` is every picture's; null where ``resolution`` says which sizes there are.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -106,7 +124,8 @@ class CodesFile(BaseModel):
     codebook_size: int
     codebooks: int = 1
     size: int
-    grid: tuple[int, int]
+    grid: tuple[int, int] | None
+    resolution: dict[str, Any] | None = None
     pictures: int
     rejects: list[dict[str, str]]
     ignored: list[str]
@@ -127,6 +146,7 @@ def encode_pictures(config: EncodeConfig, progress: Progress) -> EncodeResult:
     root, files, ignored = _pictures(config.input)
     _check_out(config)
     tokenizer = load_image_tokenizer(config.tokenizer, resolve_device(config.device))
+    fitting = fitting_of(config, tokenizer.config.preprocessing, tokenizer.downsample)
     result = EncodeResult(str(config.out), tokenizer.fingerprint, ignored=ignored)
     batch = config.batch_size if config.input.is_dir() else 1
     sidecar = sidecar_of(config.out)
@@ -134,7 +154,7 @@ def encode_pictures(config: EncodeConfig, progress: Progress) -> EncodeResult:
     sidecar.unlink(missing_ok=True)  # it would describe codes that are about to be replaced
     with replacing(config.out) as temporary, progress.task("encode", total=len(files), unit="pictures") as task:
         with writer(config.out, temporary) as write:
-            for names, codes in _encoded(tokenizer, _inputs(tokenizer, root, files, result, task), batch):
+            for names, codes in _encoded(tokenizer, _inputs(fitting, root, files, result, task), batch):
                 for name, grid in zip(names, codes, strict=True):
                     write(name, grid)
                 result.pictures += len(names)
@@ -142,7 +162,10 @@ def encode_pictures(config: EncodeConfig, progress: Progress) -> EncodeResult:
         if not result.pictures:
             first = result.rejects[0]
             raise DataError(f"{config.input}: no picture could be encoded; {first.file}: {first.reason}: {first.message}")
-    write_atomic(sidecar, pretty_json(_described(tokenizer, result).model_dump(mode="json")))
+    described = _described(tokenizer, fitting, result)
+    write_atomic(
+        sidecar, pretty_json(described.model_dump(mode="json", exclude=None if described.resolution else {"resolution"}))
+    )
     return result
 
 
@@ -167,14 +190,14 @@ def _check_out(config: EncodeConfig) -> None:
 
 
 def _inputs(
-    tokenizer: ImageTokenizer, root: Path, files: list[str], result: EncodeResult, task: Task
+    fitting: Fitting, root: Path, files: list[str], result: EncodeResult, task: Task
 ) -> Iterator[tuple[str, npt.NDArray[np.uint8]]]:
     """(Name, preprocessed pixels) of each picture; those that have none are recorded in the result."""
     for name in files:
         try:
             name.encode()
             picture = decode_image((root / name).read_bytes(), DEFAULT_LIMITS)
-            yield name, tokenizer.config.preprocessing.apply(picture)
+            yield name, fitting.apply(picture)
             continue
         except ItemError as error:
             unused = Unused(name, error.reason, error.message)
@@ -190,11 +213,27 @@ def _encoded(
     tokenizer: ImageTokenizer, inputs: Iterable[tuple[str, npt.NDArray[np.uint8]]], batch: int
 ) -> Iterator[tuple[list[str], Codes]]:
     """(Names, codes int32 [n, (K,) rows, columns]) of batches of one shape; what pads the last one is left out again."""
-    for group in _groups(inputs, batch):
+    for group in _alike(inputs, batch):
         yield [name for name, _ in group], tokenizer.encode_padded([picture for _, picture in group], batch)
 
 
-def _described(tokenizer: ImageTokenizer, result: EncodeResult) -> CodesFile:
+def _alike(
+    inputs: Iterable[tuple[str, npt.NDArray[np.uint8]]], batch: int
+) -> Iterator[list[tuple[str, npt.NDArray[np.uint8]]]]:
+    """Groups of one shape: full ones as they fill up, and the rest in the end; so many shapes wait at most."""
+    waiting: dict[tuple[int, ...], list[tuple[str, npt.NDArray[np.uint8]]]] = {}
+    for name, pixels in inputs:
+        group = waiting.setdefault(pixels.shape, [])
+        group.append((name, pixels))
+        if len(group) == batch:
+            yield waiting.pop(pixels.shape)
+        elif len(waiting) > SHAPES:
+            yield waiting.pop(next(iter(waiting)))  # of the one that has waited longest
+    yield from waiting.values()
+
+
+def _described(tokenizer: ImageTokenizer, fitting: Fitting, result: EncodeResult) -> CodesFile:
+    resolution = semantic_entry(fitting)
     return CodesFile(
         tokenizer=tokenizer.config.name,
         fingerprint=result.fingerprint,
@@ -202,7 +241,8 @@ def _described(tokenizer: ImageTokenizer, result: EncodeResult) -> CodesFile:
         codebook_size=tokenizer.codebook_size,
         codebooks=tokenizer.codebooks,
         size=tokenizer.config.preprocessing.size,
-        grid=tokenizer.grid,
+        grid=None if resolution else tokenizer.grid,
+        resolution=resolution or None,
         pictures=result.pictures,
         rejects=[asdict(unused) for unused in result.rejects],
         ignored=result.ignored,

@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING, Any
 
 import tokkit
 from tokkit.dedup.decisions import Decisions
-from tokkit.documents import Outcome
-from tokkit.errors import ResumableStop, TokkitError
+from tokkit.errors import MediaTooLongError, ResumableStop, TokkitError
 from tokkit.failpoints import failpoint
 from tokkit.pipelines.calibration import calibrations
-from tokkit.pipelines.dedup import FOLDER as INDEX
 from tokkit.pipelines.dedup import current_decisions
 from tokkit.pipelines.fingerprint import NAME as CONFIG
 from tokkit.pipelines.fingerprint import claimed
 from tokkit.pipelines.finish import account, add_counts, add_nested, extrapolate, folder_digest, publish_rejects
+from tokkit.pipelines.index_files import FOLDER as INDEX
 from tokkit.pipelines.leases import LeaseLostError, Leases
 from tokkit.pipelines.ledger import CommitRecord, Ledger
 from tokkit.pipelines.mixed import mixture
+from tokkit.pipelines.output import CALIBRATION, ENVIRONMENTS, RESULTS, Output
 from tokkit.pipelines.plan import Plan
 from tokkit.pipelines.prepare import Setup
 from tokkit.pipelines.product import Product
@@ -55,36 +55,56 @@ class Run:
     leases: Leases
     progress: Progress
     product: Product
+    output: Output
     recorded: bool = False
 
     @property
     def complete(self) -> bool:
         """Whether there is a manifest."""
-        return (self.config.out / MANIFEST).exists()
+        return self.ledger.complete
 
 
 def complete(run: Run) -> dict[str, SplitResult]:
     """Bring a run whose units are all committed to its end, or wait for the process that does; returns its packing plans.
 
     Raises:
+        MediaTooLongError: everything is finished but for the packing plan, which no sequence length asked for can have.
         ResumableStop: units are missing; the message names them.
         VerificationError: the outcomes do not add up, or a payload is not what was committed.
     """
-    waiting = f"waiting for {{}}, which brings {run.config.out} to its end"
+    waiting = f"waiting for {{}}, which brings {run.config.place} to its end"
     while True:
         with run.leases.hold(FINISH, lambda holder: run.progress.log(waiting.format(holder))):
             try:
-                return _complete(run)
+                packs, refused = _complete(run)
             except (LeaseLostError, OSError, TokkitError):
                 # A file that vanished or changed under a process that is not alone is no error: it looks again.
                 if run.leases.mine(FINISH):
                     raise
+            else:
+                break
         run.progress.log("this process was suspended, and another went on with the end of the run")
+    if refused is not None:
+        raise _without_plan(run, refused) from None
+    return packs
 
 
-def _complete(run: Run) -> dict[str, SplitResult]:
+def _without_plan(run: Run, refused: MediaTooLongError) -> MediaTooLongError:
+    """The error at the end of a run that has all but its packing plan."""
+    place, pack = run.config.place, f"tokkit pack {run.config.place} --seq-len"
+    return MediaTooLongError(
+        f"{place} is finished, but for its packing plan: {refused.problem}",
+        refused.needs,
+        f"Nothing is to be encoded again: `{pack} {refused.needs}` plans sequences that hold them, and "
+        f"`{pack} {run.config.pack} --too-long leave-out` leaves these documents out",
+    )
+
+
+def _complete(run: Run) -> tuple[dict[str, SplitResult], MediaTooLongError | None]:
+    """The packing plans, or why there are none though such were asked for; all else is done in both cases."""
     out = run.config.out
     if not run.complete:
+        run.output.pull(ENVIRONMENTS, CALIBRATION)
         records = committed(run)
         missing = [planned.index for planned in run.plan.units if planned.index not in records]
         if missing:
@@ -92,20 +112,27 @@ def _complete(run: Run) -> dict[str, SplitResult]:
         manifest = _assemble(run, [records[planned.index] for planned in run.plan.units])
         failpoint("before-manifest")
         write_atomic(out / MANIFEST, record_json(manifest.model_dump(mode="json")))
+        run.output.push(MANIFEST)
         failpoint("after-manifest")
-        if not manifest.documents.get(Outcome.COMMITTED):
-            run.progress.log("no document was committed: see the reasons")
-    packs = run.product.pack(run)
+    run.output.pull("report.html")
+    packs, refused = dict[str, "SplitResult"](), None
+    try:
+        packs = run.product.pack(run)
+    except MediaTooLongError as error:  # no reason to leave a long run without its report
+        refused = error
+    run.output.push("packs/")
     failpoint("before-report")
     run.product.report(run)
+    run.output.push("report.html")
     failpoint("after-report")
     _still_mine(run)
     for folder in (out, run.ledger.commits, run.ledger.rejects, run.ledger.poisons):
         remove_attempts(folder)
     for folder in (run.ledger.payloads, out / "run" / INDEX):
         shutil.rmtree(folder, ignore_errors=True)
+    run.output.settle()
     run.leases.sweep()
-    return packs
+    return packs, refused
 
 
 def committed(run: Run) -> dict[int, CommitRecord]:
@@ -119,8 +146,7 @@ def committed(run: Run) -> dict[int, CommitRecord]:
 def commit_records(ledger: Ledger, plan: Plan, decisions: Decisions | None = None) -> dict[int, CommitRecord]:
     """The commit records of a plan's units, by index; with ``decisions`` only those that were made under these."""
     digests = {} if decisions is None else {planned.index: decisions.digest(planned.index) for planned in plan.units}
-    found = {p.index: ledger.done(p.index, p.unit, digests.get(p.index)) for p in plan.units}
-    return {index: record for index, record in found.items() if record is not None}
+    return ledger.all_done(plan.units, digests)
 
 
 def ranges(numbers: list[int]) -> str:
@@ -138,14 +164,14 @@ def _missing(run: Run, missing: list[int]) -> str:
     if run.config.dedup and current_decisions(run) is None:
         return (
             f"{run.config.out}: what comes again is not decided, or has to be decided anew because a document was found to "
-            f"kill; run `tokkit shard` with the same options, then again"
+            f"kill; run the same `tokkit shard` or `tokkit features` command, then again"
         )
     first = run.plan.units[missing[0]].unit
     shown = ranges(missing)
     return (
         f"{run.config.out}: {len(missing)} of {len(run.plan.units)} units are not committed: "
         f"{shown if len(shown) < 200 else shown[:200] + '...'} (the first is of {first.source}/{first.file}); "
-        f"run `tokkit shard` with the same options for these, then again"
+        f"run the same `tokkit shard` or `tokkit features` command for these, then again"
     )
 
 
@@ -159,11 +185,14 @@ def _assemble(run: Run, records: list[CommitRecord]) -> RunManifest:
     config, setup, ledger = run.config, run.setup, run.ledger
     sources = account(run.plan, records)
     mixed = mixture(run, records)
+    run.output.share(ENVIRONMENTS)
     began = claimed(config.out / CONFIG)
     _still_mine(run)
     splits = run.product.coalesce(run, records)
     _still_mine(run)
     publish_rejects(ledger, records)
+    _still_mine(run)
+    run.output.replace(*RESULTS)
     _still_mine(run)
     common: dict[str, Any] = {
         "tokkit": tokkit.__version__,

@@ -6,17 +6,21 @@ must have the fingerprints that the manifest names: codes read with other weight
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from tokkit.errors import DataError, UsageError
 from tokkit.interleave import ImageCodes, ImageGap, TextCodes, decode
+from tokkit.places import Place
 from tokkit.shards.manifest import Manifest, TokenizerEntry, load_manifest
 from tokkit.shards.native import TokenShards, open_shards
+from tokkit.shards.spans import picture_grids
 from tokkit.storage import read_json
 from tokkit.vocabulary import UnifiedVocabulary
 
@@ -43,12 +47,16 @@ class DecodedImage:
 
 @dataclass(frozen=True, eq=False)
 class DecodedAudio:
-    """A sound as float32 [channels, n] at ``sample_rate``, or None where there is no decoder; its codes int32 [K, T]."""
+    """A sound as float32 [channels, n] at ``sample_rate``, or None where there is no decoder; its codes int32 [K, T].
+
+    ``length`` is that of the whole sound in samples, where only its beginning was asked for.
+    """
 
     codes: npt.NDArray[np.int32]
     tokens: int
     samples: npt.NDArray[np.float32] | None = None
     sample_rate: int = 0
+    length: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,6 +90,7 @@ class DocumentDecoder:
     Args:
         directory: of the output.
         text_tokenizer, image_tokenizer, audio_tokenizer: where they are now, if not where the run had them.
+        place: where the shards lie, if not in the directory.
 
     Raises:
         DataError: the directory is not finished or damaged, or a tokenizer is not the one that was used.
@@ -94,18 +103,23 @@ class DocumentDecoder:
         text_tokenizer: Path | None = None,
         image_tokenizer: Path | None = None,
         audio_tokenizer: Path | None = None,
+        *,
+        place: Place | None = None,
     ) -> None:
         self.directory = directory
         self.manifest: Manifest = load_manifest(directory)
         self.vocabulary = UnifiedVocabulary.load(directory / "vocabulary.json")
         self.layout = self.manifest.layout.layout
-        self.shards: dict[str, TokenShards] = {name: open_shards(directory, name) for name in self.manifest.splits}
+        self.shards: dict[str, TokenShards] = {name: open_shards(directory, name, place) for name in self.manifest.splits}
         self._text = self._load_text(text_tokenizer)
         self._image = self._load_image(image_tokenizer)
         self._audio = self._load_audio(audio_tokenizer)
 
-    def decode(self, split: str, number: int) -> DecodedDocument:
+    def decode(self, split: str, number: int, sound_seconds: float | None = None) -> DecodedDocument:
         """Document ``number`` of a split.
+
+        Args:
+            sound_seconds: of a longer sound only the beginning is decoded.
 
         Raises:
             MalformedSequence: its tokens are not a document.
@@ -115,43 +129,21 @@ class DocumentDecoder:
         row = shards.row(number)
         spans = cast("list[dict[str, Any]]", row["spans"])
         sounds = iter([span for span in spans if span["modality"] == "audio"])
-        for part in decode(shards.tokens(number), self.vocabulary, self.layout):
+        for part in decode(shards.tokens(number), self.vocabulary, self.layout, grids=picture_grids(spans)):
             if isinstance(part, TextCodes):
-                parts.append(DecodedText(self._text.decode(part.codes), len(part.codes)))
+                parts.append(DecodedText(self._text.decode_named(part.codes), len(part.codes)))
             elif isinstance(part, ImageCodes):
                 parts.append(DecodedImage(self._pixels(part.codes), part.codes, part.codes.size))
             elif isinstance(part, ImageGap):
                 parts.append(DecodedGap())
             else:
-                parts.append(self._sound(part.codes, next(sounds, {})))
+                parts.append(self._sound(part.codes, next(sounds, {}), sound_seconds))
         return DecodedDocument(split, number, row, parts)
 
     def find(self, name: str) -> tuple[str, int]:
-        """The document called ``name``: ``NUMBER`` (of the first split), ``SPLIT:NUMBER``, an id or a locator.
-
-        Raises:
-            UsageError: there is no such document, or there are several of that id.
-        """
-        split, _, number = name.rpartition(":")
-        split = split or next(iter(self.shards))
-        if split in self.shards and number.isascii() and number.isdigit():
-            count = self.shards[split].num_documents
-            if int(number) >= count:
-                raise UsageError(f"document {number} of split {split!r}, which has {count}")
-            return split, int(number)
-        found = [
-            (split_name, first + i)
-            for split_name, shards in self.shards.items()
-            for first, ids, locators in _names(shards)
-            for i, (own, locator) in enumerate(zip(ids, locators, strict=True))
-            if name in (own, locator)
-        ]
-        if not found:
-            raise UsageError(f"no document {name!r} in {self.directory}: give a number, SPLIT:NUMBER, an id or a locator")
-        if len(found) > 1:
-            listed = ", ".join(f"{s}:{n}" for s, n in found[:5])
-            raise UsageError(f"{len(found)} documents are called {name!r}; name one by its place: {listed}")
-        return found[0]
+        """The document called ``name``; see :func:`find_document`."""
+        counts = {split: shards.num_documents for split, shards in self.shards.items()}
+        return find_document(name, self.directory, counts, lambda split: self.shards[split].tables(["id", "locator"]))
 
     # ---- tokenizers
 
@@ -183,14 +175,21 @@ class DocumentDecoder:
         same_tokenizer(self.manifest.tokenizers["audio"], tokenizer.fingerprint, path)
         return tokenizer
 
-    def _sound(self, codes: npt.NDArray[np.int32], span: dict[str, Any]) -> DecodedAudio:
+    def _sound(self, codes: npt.NDArray[np.int32], span: dict[str, Any], seconds: float | None) -> DecodedAudio:
         if self._audio is None:
             return DecodedAudio(codes, codes.size)
         from tokkit.tokenizers.audio.base import AudioCode
 
         scales = np.array(span["scales"], dtype=np.float32) if span.get("scales") else None
-        samples = self._audio.decode(AudioCode(codes, scales, span.get("samples", 0)))
-        return DecodedAudio(codes, codes.size, samples, self._audio.sample_rate)
+        length, rate = span.get("samples", 0), self._audio.sample_rate
+        wanted = length if seconds is None else min(length, max(1, round(seconds * rate)))
+        pieces, found = [], 0
+        for piece in self._audio.decode_stream(AudioCode(codes, scales, length)):
+            pieces.append(piece)
+            found += piece.shape[1]
+            if found >= wanted:
+                break
+        return DecodedAudio(codes, codes.size, np.concatenate(pieces, axis=1)[:, :wanted], rate, length)
 
     def _pixels(self, codes: npt.NDArray[np.int32]) -> npt.NDArray[np.uint8] | None:
         if self._image is None or not self._image.has_decoder:
@@ -221,9 +220,34 @@ def same_tokenizer(entry: TokenizerEntry, fingerprint: str, path: Path) -> None:
         )
 
 
-def _names(shards: TokenShards):  # type: ignore[no-untyped-def]
-    """(first document number, ids, locators) of each shard."""
-    first = 0
-    for table in shards.tables(["id", "locator"]):
-        yield first, table.column("id").to_pylist(), table.column("locator").to_pylist()
-        first += table.num_rows
+def find_document(
+    name: str, directory: Path, counts: Mapping[str, int], tables: Callable[[str], Iterator[pa.Table]]
+) -> tuple[str, int]:
+    """The document called ``name``: ``NUMBER`` (of the first split), ``SPLIT:NUMBER``, an id or a locator.
+
+    Args:
+        counts: documents by split.
+        tables: ids and locators of a split, in order.
+
+    Raises:
+        UsageError: there is no such document, or there are several of that id.
+    """
+    split, _, number = name.rpartition(":")
+    split = split or next(iter(counts), "")
+    if split in counts and number.isascii() and number.isdigit():
+        if int(number) >= counts[split]:
+            raise UsageError(f"document {number} of split {split!r}, which has {counts[split]}")
+        return split, int(number)
+    found = []
+    for split in counts:
+        first = 0
+        for table in tables(split):
+            pairs = zip(table.column("id").to_pylist(), table.column("locator").to_pylist(), strict=True)
+            found += [(split, first + place) for place, names in enumerate(pairs) if name in names]
+            first += table.num_rows
+    if not found:
+        raise UsageError(f"no document {name!r} in {directory}: give a number, SPLIT:NUMBER, an id or a locator")
+    if len(found) > 1:
+        listed = ", ".join(f"{s}:{n}" for s, n in found[:5])
+        raise UsageError(f"{len(found)} documents are called {name!r}; name one by its place: {listed}")
+    return found[0]

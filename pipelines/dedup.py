@@ -1,9 +1,10 @@
 """``--dedup``: the pass that finds out what comes again, before anything is encoded.
 
 Every unit is indexed (:mod:`tokkit.pipelines.indexing`), by the same workers that encode later; then one file of decisions is
-made from all indexes (:mod:`tokkit.dedup.find`). Both lie in ``run/index`` until the run is finished. An index is a function of
-its unit and of what is known there to kill, and the decisions are one of the indexes, so neither workers nor restarts nor the
-memory given change a byte of them: what is there and whole is taken, what is not is made again.
+made from all indexes (:mod:`tokkit.dedup.find`). Both lie in ``run/index`` until the run is finished
+(:mod:`tokkit.pipelines.index_files`). An index is a function of its unit and of what is known there to kill, and the decisions
+are one of the indexes, so neither workers nor restarts nor the memory given change a byte of them: what is there and whole is
+taken, what is not is made again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,19 +20,18 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 from tokkit.dedup.decisions import Decisions
-from tokkit.dedup.index import UnitIndex
 from tokkit.dedup.perceptual import require_imagehash
 from tokkit.errors import DataError, ResumableStop
 from tokkit.failpoints import failpoint
-from tokkit.pipelines.duplicates import DECISIONS, DuplicateTable, basis_of, index_path
+from tokkit.pipelines.duplicates import DuplicateTable, basis_of
 from tokkit.pipelines.engine import run_units
+from tokkit.pipelines.index_files import IndexFiles
 from tokkit.pipelines.indexing import IndexedUnit, IndexTask, identity
 from tokkit.pipelines.leases import LeaseLostError, Leases
 from tokkit.pipelines.ledger import Ledger
 from tokkit.pipelines.plan import PlannedUnit
 from tokkit.pipelines.task import Busy, Done, Mine
 from tokkit.pipelines.work import Work
-from tokkit.shards.manifest import NAME as MANIFEST
 from tokkit.storage import remove_attempts
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ KINDS: tuple[DedupKind, ...] = ("documents", "texts", "images", "near-images")
 
 OF_PICTURES: tuple[DedupKind, ...] = ("images", "near-images")
 
-FOLDER = "index"
 LEASE = "dedup"
 _SCRATCH = "scratch-"
 
@@ -74,14 +74,10 @@ class DedupSummary:
 def current_decisions(run: Run) -> Decisions | None:
     """The decisions that are there, if they rest on what is known now."""
     with suppress(DataError, FileNotFoundError):
-        target = run.config.out / "run" / FOLDER / DECISIONS
-        return Decisions.open(target, len(run.plan.units), basis=basis_of(run.ledger.all_poison()), check=True)
+        basis, files = basis_of(run.ledger.all_poison()), run.output.indexes()
+        files.bring([files.decisions(basis)])
+        return Decisions.open(files.decisions(basis), len(run.plan.units), basis=basis, check=True)
     return None
-
-
-def duplicate_table(run: Run) -> DuplicateTable:
-    """What workers need to look decisions up."""
-    return DuplicateTable(run.config.out / "run" / FOLDER, tuple(planned.unit.source for planned in run.plan.units))
 
 
 class Deduplicator:
@@ -94,9 +90,10 @@ class Deduplicator:
 
     def __init__(self, run: Run, workers: int) -> None:
         self._run, self._workers = run, workers
-        self._folder = run.config.out / "run" / FOLDER
+        self._files = run.output.indexes()
         self._work, self._index_seconds, self._group_seconds = Work(), 0.0, 0.0
         self._by_kind: dict[str, int] = {}
+        self._poison: Mapping[int, Sequence[int]] = {}  # that the newest decisions rest on
 
     def decide(self) -> Decisions:
         """Index what is not indexed and decide, unless that is done.
@@ -106,24 +103,30 @@ class Deduplicator:
         """
         run = self._run
         while not run.complete:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._files.folder.mkdir(parents=True, exist_ok=True)
             if not run.leases.others_at_work():
-                _clean(self._folder)
-            basis = basis_of(run.ledger.all_poison())
+                _clean(self._files.folder)
+            poison = run.ledger.all_poison()
             begin = time.monotonic()
             self._index()
             failpoint("indexed")
             self._index_seconds += time.monotonic() - begin
             begin = time.monotonic()
             with run.leases.hold(LEASE, lambda holder: run.progress.log(f"waiting for {holder}, which looks for duplicates")):
-                decisions = self._group(basis)
+                decisions = self._group(poison)
             self._group_seconds += time.monotonic() - begin
             if decisions is not None:
                 failpoint("decided")
                 kinds = zip(KINDS, decisions.by_kind(), strict=True)
+                self._poison = poison
                 self._by_kind = {kind: int(count) for kind, count in kinds if kind in run.config.dedup}
                 return decisions
         raise ResumableStop(f"another process has brought {run.config.out} to its end")
+
+    def table(self) -> DuplicateTable:
+        """What workers need to look up what was decided last."""
+        sources = tuple(planned.unit.source for planned in self._run.plan.units)
+        return DuplicateTable(self._files, sources, self._poison)
 
     def summary(self) -> DedupSummary:
         """What it took so far."""
@@ -140,8 +143,8 @@ class Deduplicator:
         """Index the units that are not."""
         run = self._run
         config, plan = run.config, run.plan
-        sharing = SharedIndexing(run.ledger, run.leases, self._folder)
-        missing = [planned for planned in plan.units if sharing.find(planned) is None]
+        sharing = SharedIndexing(run.ledger, run.leases, self._files)
+        missing = sharing.missing(plan.units)
         if missing and len(missing) < len(plan.units):
             run.progress.log(f"going on: {len(plan.units) - len(missing)} of {len(plan.units)} units are indexed")
         refusing = run.setup.tokenizers["text"].kind != "sentencepiece"
@@ -150,7 +153,7 @@ class Deduplicator:
             config,
             plan.sources,
             setup.vocabulary,
-            self._folder,
+            self._files,
             refusing,
             setup.filters,
             sounds=setup.sounds,
@@ -188,13 +191,13 @@ class Deduplicator:
                 rest="everything else is indexed, but nothing is encoded before all of it is",
             )
 
-    def _group(self, basis: bytes) -> Decisions | None:
+    def _group(self, poison: Mapping[int, Sequence[int]]) -> Decisions | None:
         """The decisions, made now or before; None where the indexes have to be looked at again first.
 
         That is so where something was found to kill meanwhile, and where this process was suspended and has lost its lease, and
         maybe its files, to another.
         """
-        run = self._run
+        run, files, basis = self._run, self._files, basis_of(poison)
         if basis_of(run.ledger.all_poison()) != basis:
             return None
         there = current_decisions(run)
@@ -202,11 +205,13 @@ class Deduplicator:
             return there
         from tokkit.dedup.find import find_duplicates
 
-        target, units = self._folder / DECISIONS, run.plan.units
+        target, units = files.decisions(basis), run.plan.units
+        indexes = [files.index(planned.index, poison.get(planned.index, ())) for planned in units]
         try:
+            files.bring(indexes)
             with (
                 run.progress.task("group", unit="steps") as bar,
-                TemporaryDirectory(prefix=_SCRATCH, dir=self._folder, ignore_cleanup_errors=True) as scratch,
+                TemporaryDirectory(prefix=_SCRATCH, dir=files.folder, ignore_cleanup_errors=True) as scratch,
             ):
 
                 def tick() -> None:
@@ -215,7 +220,7 @@ class Deduplicator:
                     bar.advance()
 
                 find_duplicates(
-                    [index_path(self._folder, planned.index) for planned in units],
+                    indexes,
                     target,
                     scratch=Path(scratch),
                     memory=run.config.dedup_memory,
@@ -223,6 +228,8 @@ class Deduplicator:
                     basis=basis,
                     tick=tick,
                 )
+            failpoint("grouped")
+            files.share(target)
             return Decisions.open(target, len(units), basis=basis)
         except (LeaseLostError, OSError, DataError):
             if run.leases.mine(LEASE):
@@ -243,8 +250,8 @@ class SharedIndexing:
     Where another process has finished the whole run and removed the indexes, everything is done.
     """
 
-    def __init__(self, ledger: Ledger, leases: Leases, folder: Path) -> None:
-        self._ledger, self._leases, self._folder = ledger, leases, folder
+    def __init__(self, ledger: Ledger, leases: Leases, files: IndexFiles) -> None:
+        self._ledger, self._leases, self._files = ledger, leases, files
         self.poll_seconds = leases.poll_seconds
 
     def take(self, planned: PlannedUnit) -> Mine | Busy | Done[IndexedUnit]:
@@ -259,10 +266,22 @@ class SharedIndexing:
         return Done(found)
 
     def find(self, planned: PlannedUnit) -> IndexedUnit | None:
-        with suppress(DataError, FileNotFoundError):
-            index = UnitIndex.open(index_path(self._folder, planned.index), identity(self._known(planned)))
-            return IndexedUnit(planned.index, index.documents)
-        return IndexedUnit(planned.index, 0) if (self._ledger.out / MANIFEST).exists() else None
+        there = self._present({planned.index: [p.position for p in self._known(planned).poison]}, [planned])
+        return IndexedUnit(planned.index) if there or self._ledger.complete else None
+
+    def missing(self, units: Sequence[PlannedUnit]) -> list[PlannedUnit]:
+        """Those that have no index."""
+        if self._ledger.complete:
+            return []
+        there = self._present(self._ledger.all_poison(), units)
+        return [planned for planned in units if planned.index not in there]
+
+    def _present(self, poison: Mapping[int, Sequence[int]], units: Sequence[PlannedUnit]) -> set[int]:
+        """The numbers of those that have an index which rests on what is known."""
+        known = {planned.index: poison.get(planned.index, ()) for planned in units}
+        paths = {index: self._files.index(index, positions) for index, positions in known.items()}
+        there = self._files.present({paths[p.index]: identity(p, known[p.index]) for p in units})
+        return {index for index, path in paths.items() if path in there}
 
     def _known(self, planned: PlannedUnit) -> PlannedUnit:
         """With the documents that are known to kill."""

@@ -1,7 +1,8 @@
 """What the encoding pass knows of duplicates: for each document and item of a unit, whether it is one, and of which.
 
-The folder ``run/index`` holds the units' indexes and one file of decisions (:mod:`tokkit.pipelines.dedup` wrote both). A worker
-reads a unit's decisions when it begins it; the locators of the kept documents are looked up in their units' indexes.
+There are the units' indexes and one file of decisions (:mod:`tokkit.pipelines.dedup` wrote both, and
+:mod:`tokkit.pipelines.index_files` knows where they lie). A worker reads a unit's decisions when it begins it; the locators of
+the kept documents are looked up in their units' indexes.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokkit.dedup.decisions import Decisions
@@ -17,10 +18,10 @@ from tokkit.dedup.index import UnitIndex
 from tokkit.dedup.records import BYTES, CONTENT, LOOKS, TEXT
 from tokkit.documents import Document, Failure, Original, Outcome, modality_of
 from tokkit.errors import DataError
+from tokkit.pipelines.index_files import FOLDER, IndexFiles
 from tokkit.pipelines.ledger import Ledger
 from tokkit.storage import fingerprint_of
 
-DECISIONS = "decisions"
 MOST_OPEN = 128  # indexes that are mapped at a time
 
 
@@ -54,22 +55,23 @@ def outdated(decisions: Decisions, ledger: Ledger) -> bool:
     return decisions.basis != basis_of(ledger.all_poison())
 
 
-def index_path(folder: Path, unit: int) -> Path:
-    """A unit's index."""
-    return folder / f"{unit:05d}.index"
-
-
 @dataclass(frozen=True)
 class DuplicateTable:
     """Where the decisions are; picklable.
 
     Attributes:
-        folder: ``run/index``.
+        files: where they lie.
         sources: the name of each unit's source, by unit.
+        poison: what they rest on: positions of the documents that are known to kill, by unit.
     """
 
-    folder: Path
+    files: IndexFiles
     sources: tuple[str, ...]
+    poison: Mapping[int, Sequence[int]]
+
+    def placed(self, out: Path) -> DuplicateTable:
+        """The same for workers that have another folder of the output, on another machine."""
+        return replace(self, files=replace(self.files, folder=out / "run" / FOLDER))
 
     def open(self) -> OpenTable:
         """Map the file of decisions, as it lies there now."""
@@ -81,7 +83,9 @@ class OpenTable:
 
     def __init__(self, table: DuplicateTable) -> None:
         self._table = table
-        self._decisions = Decisions.open(table.folder / DECISIONS, len(table.sources))
+        decisions = table.files.decisions(basis_of(table.poison))
+        table.files.bring([decisions])
+        self._decisions = Decisions.open(decisions, len(table.sources))
         self._indexes: OrderedDict[int, UnitIndex] = OrderedDict()
 
     def of_unit(self, unit: int) -> UnitDuplicates:
@@ -94,11 +98,16 @@ class OpenTable:
 
     def locator(self, unit: int, position: int) -> str:
         """The locator of a document."""
-        index = self._indexes.pop(unit, None) or UnitIndex.open(index_path(self._table.folder, unit))
+        index = self._indexes.pop(unit, None) or self._index(unit)
         self._indexes[unit] = index
         if len(self._indexes) > MOST_OPEN:
             self._indexes.popitem(last=False)
         return index.locator(position)
+
+    def _index(self, unit: int) -> UnitIndex:
+        path = self._table.files.index(unit, self._table.poison.get(unit, ()))
+        self._table.files.bring([path])
+        return UnitIndex.open(path)
 
 
 class UnitDuplicates:

@@ -1,9 +1,10 @@
-"""An encoder process: it loads an image tokenizer once and encodes whole batches for several workers, on one device.
+"""An encoder process: it loads a tokenizer or an encoder once and encodes whole batches for several workers, on one device.
 
 Workers connect to its socket (:mod:`tokkit.pipelines.encoder_client`), its parent keeps it up
-(:mod:`tokkit.pipelines.encoder_service`). A connection carries, from the worker, a :class:`Batch` and the pixels, uint8
-``[n, H, W, 3]``, as raw bytes; back come, in the same order, :class:`Coded` and the codes, int32, as raw bytes, or
-:class:`NotCoded`. A batch of fewer than ``batch_size`` pictures is padded here (``ImageTokenizer.encode_padded``).
+(:mod:`tokkit.pipelines.encoder_service`). A connection carries, from the worker, a :class:`Batch` and what is to be encoded
+(pixels, waveforms, views) in parts (:mod:`tokkit.pipelines.wire`); back come, in the same order, :class:`Coded` and what was
+made of it likewise, or :class:`NotCoded`. A batch of fewer than ``batch_size`` items is padded here
+(``ImageTokenizer.encode_padded``).
 
 Each connection has a thread that reads and one that writes, so that the encoder waits for no worker: a worker that is busy or
 suspended holds up only itself. What is read ahead is bounded by what workers may have under way (``Endpoint.depth`` batches a
@@ -22,19 +23,19 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import AuthenticationError
 from multiprocessing.connection import Connection, Listener
 from pathlib import Path
 from queue import Empty, Queue, SimpleQueue
-
-import numpy as np
+from typing import Any, Protocol
 
 from tokkit.errors import TokkitError
 from tokkit.failpoints import failpoint
-from tokkit.pipelines.batching import Begins, Codes, Encodes, Pixels, no_memory, out_of_memory
+from tokkit.pipelines.batching import Begins, no_memory, out_of_memory
+from tokkit.pipelines.wire import Part, packed, receive_parts, send_parts, unpacked
 from tokkit.pipelines.worker import Failed, Ready, message_of, picklable
 
 LOST = (EOFError, OSError, AuthenticationError)  # what a connection whose other end is gone raises
@@ -74,22 +75,32 @@ class State(ctypes.Structure):
     )
 
 
+class Serves(Protocol):
+    """What encodes in the process: pictures to codes (:class:`~tokkit.pipelines.batching.Encodes`), or likewise other things.
+
+    One that need not be waited for has ``places`` and ``begin`` too (:class:`~tokkit.pipelines.batching.Begins`).
+    """
+
+    def encode_padded(self, items: Sequence[Any], batch_size: int) -> Any:
+        """What is made of at most ``batch_size`` items, in a batch of exactly so many."""
+
+
 # ---- what goes over a connection
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pixels of this shape follow; ``ticket`` names the batch, also where it is sent again."""
+    """So many parts follow; ``ticket`` names the batch, also where it is sent again."""
 
     ticket: int
-    shape: tuple[int, ...]
+    parts: int
 
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """Codes of this shape follow."""
+    """So many parts follow."""
 
-    shape: tuple[int, ...]
+    parts: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +111,8 @@ class NotCoded:
     message: str
 
 
-Reply = tuple[Coded | NotCoded, Codes | None]
+Reply = tuple[Coded | NotCoded, list[Part]]
+Inbox = Queue[tuple["_Client", int, "Sequence[Any] | None"]]
 
 
 # ---- in the process
@@ -109,7 +121,7 @@ Reply = tuple[Coded | NotCoded, Codes | None]
 class _Client:
     """A worker's connection."""
 
-    def __init__(self, connection: Connection, inbox: Queue[tuple[_Client, int, Pixels | None]]) -> None:
+    def __init__(self, connection: Connection, inbox: Inbox) -> None:
         self._connection, self._inbox = connection, inbox
         self.outbox: SimpleQueue[Reply | None] = SimpleQueue()
         self.gone = False
@@ -120,8 +132,7 @@ class _Client:
         try:
             while True:
                 batch: Batch = self._connection.recv()
-                pixels = np.frombuffer(self._connection.recv_bytes(), dtype=np.uint8).reshape(batch.shape)
-                self._inbox.put((self, batch.ticket, pixels))
+                self._inbox.put((self, batch.ticket, unpacked(receive_parts(self._connection, batch.parts))))
         except LOST:
             self.gone = True
             self._inbox.put((self, 0, None))
@@ -129,15 +140,14 @@ class _Client:
     def _write(self) -> None:
         with suppress(*LOST):
             while (reply := self.outbox.get()) is not None:
-                message, codes = reply
+                message, parts = reply
                 self._connection.send(message)
-                if codes is not None:
-                    self._connection.send_bytes(np.ascontiguousarray(codes, dtype=np.int32).data.cast("B"))
+                send_parts(self._connection, parts)
         self._connection.close()
 
 
 def serve(
-    load: Callable[[], Encodes],
+    load: Callable[[], Serves],
     endpoint: Endpoint,
     batch_size: int,
     refused: Mapping[int, str],
@@ -160,7 +170,7 @@ def serve(
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
         listener = Listener(endpoint.path, "AF_UNIX", backlog=128, authkey=endpoint.authkey)
-        inbox: Queue[tuple[_Client, int, Pixels | None]] = Queue()
+        inbox: Inbox = Queue()
         clients: set[_Client] = set()
         line = _Line(tokenizer, batch_size, state)
         threading.Thread(target=_accept, args=(listener, inbox, clients), daemon=True).start()
@@ -169,19 +179,19 @@ def serve(
         while True:
             state.turned = time.monotonic()
             try:
-                client, ticket, pixels = inbox.get(block=not line.under_way, timeout=0.5)
+                client, ticket, items = inbox.get(block=not line.under_way, timeout=0.5)
             except Empty:
                 line.finish()
                 continue
-            if pixels is None:
+            if items is None:
                 clients.discard(client)
                 client.outbox.put(None)
             elif ticket in refused:
-                client.outbox.put((NotCoded(True, refused[ticket]), None))
+                client.outbox.put((NotCoded(True, refused[ticket]), []))
             elif not client.gone:
                 there = inbox.qsize() + 1
                 state.fill += min(1.0, there / (max(1, len(clients)) * endpoint.depth))
-                line.begin(client, ticket, pixels)
+                line.begin(client, ticket, items)
     except TokkitError as error:
         connection.send(Failed(False, picklable(error), str(error)))
     except (OSError, MemoryError) as error:
@@ -197,36 +207,36 @@ class _Line:
     Where the process dies, the first of them is held to be the cause: at worst it is tried alone for nothing.
     """
 
-    def __init__(self, tokenizer: Encodes, batch_size: int, state: State) -> None:
+    def __init__(self, tokenizer: Serves, batch_size: int, state: State) -> None:
         self._tokenizer, self._batch_size, self._state = tokenizer, batch_size, state
         self._places = tokenizer.places if isinstance(tokenizer, Begins) else 1
-        self.under_way: deque[tuple[_Client, int, Callable[[], Codes]]] = deque()
+        self.under_way: deque[tuple[_Client, int, Callable[[], Any]]] = deque()
         self._since = 0.0
 
-    def begin(self, client: _Client, ticket: int, pixels: Pixels) -> None:
+    def begin(self, client: _Client, ticket: int, items: Sequence[Any]) -> None:
         """Send a batch on its way; waits for the oldest where all places are taken."""
         if not self.under_way:
             self._since, self._state.ticket = time.monotonic(), ticket
-        waiting = self._try(lambda: self._begin(pixels))
+        waiting = self._try(lambda: self._begin(items))
         self.under_way.append((client, ticket, waiting))
         while len(self.under_way) >= self._places:
             self.finish()
 
-    def _begin(self, pixels: Pixels) -> Callable[[], Codes]:
+    def _begin(self, items: Sequence[Any]) -> Callable[[], Any]:
         failpoint("encode")
         if isinstance(self._tokenizer, Begins):
-            return self._tokenizer.begin(list(pixels)).codes
-        codes = self._tokenizer.encode_padded(list(pixels), self._batch_size)
+            return self._tokenizer.begin(list(items)).codes
+        codes = self._tokenizer.encode_padded(list(items), self._batch_size)
         return lambda: codes
 
-    def _try(self, begin: Callable[[], Callable[[], Codes]]) -> Callable[[], Codes]:
+    def _try(self, begin: Callable[[], Callable[[], Any]]) -> Callable[[], Any]:
         """What gives the codes; an error is kept for then, so that answers stay in order."""
         try:
             return begin()
         except Exception as error:
             failure = error
 
-            def fail() -> Codes:
+            def fail() -> Any:
                 raise failure
 
             return fail
@@ -243,19 +253,19 @@ class _Line:
         self._state.batches += 1
         self._since, self._state.ticket = now, self.under_way[0][1] if self.under_way else 0
 
-    def _reply(self, waiting: Callable[[], Codes]) -> Reply:
+    def _reply(self, waiting: Callable[[], Any]) -> Reply:
         try:
-            codes = waiting()
-            return Coded(codes.shape), codes
+            parts = packed(waiting())
+            return Coded(len(parts)), parts
         except Exception as error:
             if isinstance(error, OSError | MemoryError):
-                return NotCoded(True, message_of(error)), None
+                return NotCoded(True, message_of(error)), []
             if out_of_memory(error):
-                return NotCoded(True, no_memory(self._batch_size, error)), None
-            return NotCoded(False, traceback.format_exc()), None
+                return NotCoded(True, no_memory(self._batch_size, error)), []
+            return NotCoded(False, traceback.format_exc()), []
 
 
-def _accept(listener: Listener, inbox: Queue[tuple[_Client, int, Pixels | None]], clients: set[_Client]) -> None:
+def _accept(listener: Listener, inbox: Inbox, clients: set[_Client]) -> None:
     while True:
         try:
             clients.add(_Client(listener.accept(), inbox))

@@ -1,6 +1,6 @@
 """A worker's end of an encoder process (:mod:`tokkit.pipelines.encoder`): some batches under way, none lost with the encoder.
 
-Pixels are kept until their codes are there. Where the encoder dies, the worker connects to its successor as soon as that
+What is sent is kept until the answer is there. Where the encoder dies, the worker connects to its successor as soon as that
 listens, and sends again what is under way; its unit notices nothing.
 """
 
@@ -12,12 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Client, Connection
+from typing import Any
 
 import numpy as np
 
 from tokkit.errors import TransientError
-from tokkit.pipelines.batching import Codes, Pixels
 from tokkit.pipelines.encoder import LOST, Batch, Coded, Endpoint, NotCoded
+from tokkit.pipelines.wire import Part, packed, receive_parts, send_parts, unpacked
 
 _numbers = itertools.count(1)
 
@@ -33,16 +34,19 @@ class RemoteEncoder:
     Args:
         alive: called about once a second while codes are waited for. It may tell the parent that this worker lives, since the
             parent watches the encoder as it watches its workers.
+        bundle: makes one thing of a batch; pictures of one size become one array.
     """
 
-    def __init__(self, endpoint: Endpoint, alive: Callable[[], None]) -> None:
+    def __init__(
+        self, endpoint: Endpoint, alive: Callable[[], None], bundle: Callable[[Sequence[Any]], Any] = np.stack
+    ) -> None:
         self.depth = endpoint.depth
-        self._endpoint, self._alive = endpoint, alive
-        self._under_way: deque[tuple[int, Pixels]] = deque()
+        self._endpoint, self._alive, self._bundle = endpoint, alive, bundle
+        self._under_way: deque[tuple[int, list[Part]]] = deque()
         self._connection: Connection | None = None
 
-    def submit(self, pictures: Sequence[Pixels]) -> None:
-        batch = (_ticket(), np.stack(pictures))
+    def submit(self, items: Sequence[Any]) -> None:
+        batch = (_ticket(), packed(self._bundle(items)))
         self._under_way.append(batch)
         try:
             if self._connection is None:
@@ -58,7 +62,7 @@ class RemoteEncoder:
         except LOST:
             return False
 
-    def collect(self) -> Codes:
+    def collect(self) -> Any:
         begin = time.monotonic()
         while True:
             try:
@@ -86,20 +90,20 @@ class RemoteEncoder:
     def _connect(self) -> None:
         connection = Client(self._endpoint.path, "AF_UNIX", authkey=self._endpoint.authkey)
         self._connection = connection
-        for ticket, pixels in self._under_way:
-            _send(connection, ticket, pixels)
+        for ticket, parts in self._under_way:
+            _send(connection, ticket, parts)
 
-    def _receive(self, connection: Connection) -> Codes:
+    def _receive(self, connection: Connection) -> Any:
         reply: Coded | NotCoded = connection.recv()
         if isinstance(reply, NotCoded):
             if reply.transient:
                 raise TransientError(reply.message)
             raise RuntimeError(f"in the encoder process:\n{reply.message}")
-        codes: Codes = np.frombuffer(connection.recv_bytes(), dtype=np.int32).reshape(reply.shape)
+        made = unpacked(receive_parts(connection, reply.parts))
         self._under_way.popleft()
-        return codes
+        return made
 
 
-def _send(connection: Connection, ticket: int, pixels: Pixels) -> None:
-    connection.send(Batch(ticket, pixels.shape))
-    connection.send_bytes(pixels.data.cast("B"))
+def _send(connection: Connection, ticket: int, parts: Sequence[Part]) -> None:
+    connection.send(Batch(ticket, len(parts)))
+    send_parts(connection, parts)

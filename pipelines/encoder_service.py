@@ -12,15 +12,14 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 
 from tokkit.errors import ResumableStop
-from tokkit.pipelines.batching import Encodes
-from tokkit.pipelines.encoder import Endpoint, State, serve
+from tokkit.pipelines.encoder import Endpoint, Serves, State, serve
 from tokkit.pipelines.work import Report, Work
 from tokkit.pipelines.worker import LOADING_SECONDS, Death, Failed, Ready, death_of, end, raise_error, start
 
@@ -49,7 +48,7 @@ class EncoderService:
 
     def __init__(
         self,
-        load: Callable[[], Encodes],
+        load: Callable[[], Serves],
         *,
         batch_size: int,
         depth: int,
@@ -167,23 +166,31 @@ class EncoderService:
 
 
 class EncoderServices:
-    """Several encoder processes, looked after as one."""
+    """Several encoder processes, looked after as one.
 
-    def __init__(self, services: tuple[EncoderService, ...]) -> None:
+    Args:
+        services: by the field of a unit's job that is to say where they are.
+    """
+
+    def __init__(self, services: Mapping[str, tuple[EncoderService, ...]]) -> None:
         self._services = services
 
     @property
-    def endpoints(self) -> tuple[Endpoint, ...]:
+    def endpoints(self) -> dict[str, tuple[Endpoint, ...]]:
         """What workers need to connect, one for each."""
-        return tuple(service.endpoint for service in self._services)
+        return {name: tuple(service.endpoint for service in services) for name, services in self._services.items()}
 
     def tend(self) -> None:
-        for service in self._services:
+        for service in self._all():
             service.tend()
 
     def close(self) -> None:
-        for service in self._services:
+        for service in self._all():
             service.close()
+
+    def _all(self) -> Iterator[EncoderService]:
+        for services in self._services.values():
+            yield from services
 
 
 def encoder_devices(device: str, processes: int) -> list[str]:

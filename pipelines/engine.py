@@ -25,7 +25,7 @@ from tokkit.pipelines.pool import Pool, Trouble, UnitQueue
 from tokkit.pipelines.task import Alone, Result, Service, Sharing, UnitTask, UnitWork
 from tokkit.pipelines.threads import one_thread
 from tokkit.pipelines.work import Report, Work
-from tokkit.pipelines.worker import TRANSIENT, WorkerError, message_of, stop_if_full
+from tokkit.pipelines.worker import TRANSIENT, Hosting, WorkerError, message_of, stop_if_full
 
 __all__ = ["STALL_SECONDS", "UnitTask", "UnitWork", "WorkerError", "run_units"]
 
@@ -47,6 +47,7 @@ def run_units(
     alone: UnitTask[Result] | None = None,
     lost: Report = lambda work: None,
     rest: str = REST,
+    hosting: Hosting | None = None,
 ) -> None:
     """Do all units; returns when every one is done.
 
@@ -62,6 +63,8 @@ def run_units(
             which dies of them.
         lost: called with the work of an attempt that came to nothing, all of which had been reported: it is done again, or
             was only a probe.
+        hosting: where the workers live, if not here (:mod:`tokkit.pipelines.ray_workers`); units that are put aside are
+            examined here in any case.
         rest: what is to be told of all other units where some cannot be done.
 
     Raises:
@@ -76,7 +79,7 @@ def run_units(
     if workers == 0:
         undone = _run_here(alone, queue, report, lost)
     else:
-        troubles = Pool(task, min(workers, len(units)), queue, report, lost, stall_seconds, service).run()
+        troubles = Pool(task, min(workers, len(units)), queue, report, lost, stall_seconds, service, hosting).run()
         if service is not None:
             service.close()
         for trouble in troubles:

@@ -41,7 +41,8 @@ from tokkit.pipelines.progress import Progress
 from tokkit.storage import pretty_json, write_atomic
 from tokkit.tokenizers.image import load_image_tokenizer
 from tokkit.tokenizers.image.model import ImageTokenizer
-from tokkit.training.pictures import Picture, Reject, is_held_out
+from tokkit.training.items import Reject, is_held_out
+from tokkit.training.pictures import Picture
 
 RESULT_FILE = "eval.json"
 PAGE_FILE = "eval.html"

@@ -28,11 +28,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokkit.documents import Audio, Document, Failure, Outcome
 from tokkit.errors import ConfigError, ItemError, UsageError
 from tokkit.media.audio import AudioLimits, Segment, audio_packages, load_audio
-from tokkit.metrics.audio import BANDS, FLOOR, HOP, WINDOW, log_mel, mel_distance, pesq, si_sdr, stoi
+from tokkit.metrics.audio import BANDS, FLOOR, HOP, WINDOW, mel_distance, pesq, si_sdr, speech_packages, stoi
 from tokkit.metrics.codebook import perplexity, usage
 from tokkit.pipelines.inputs import announce_ignored
 from tokkit.pipelines.progress import Progress
 from tokkit.pipelines.report import data_uri
+from tokkit.pipelines.sound_page import spectrogram
 from tokkit.sources.resolve import resolve_inputs
 from tokkit.sources.samples import is_sound_name
 from tokkit.storage import pretty_json, write_atomic
@@ -45,10 +46,14 @@ PROTOCOL = {
     "si_sdr": "dB, means taken off, mean over channels; clips with a silent channel have none",
     "mel_distance": f"mean absolute difference of log10 magnitudes in {BANDS} mel bands, Hann window {WINDOW}, hop {HOP}, "
     f"magnitudes of at least {FLOOR:g}",
-    "stoi": "package pystoi, of the mean of the channels",
-    "pesq": "package pesq, wide band at 16 kHz, of the mean of the channels",
+    "stoi": "package pystoi, of the mean of the channels; clips with less than about 0.4 s of sound have none",
+    "pesq": "package pesq, wide band at 16 kHz, of the mean of the channels; clips without an utterance have none",
     "codebook": "of each book: usage, the share of the codes that occur; perplexity, exp of the entropy of their distribution",
 }
+
+
+# Figure, package, and how it is had; pesq is built where it is installed.
+MEASURED_WITH = (("stoi", "pystoi", "'tokkit[speech]'"), ("pesq", "pesq", "pesq (needs a C compiler)"))
 
 
 class EvaluateAudioConfig(BaseModel):
@@ -183,7 +188,7 @@ def evaluate_audio(config: EvaluateAudioConfig, progress: Progress) -> EvalAudio
         ConfigError, UsageError: options that cannot work, a package that is missing, or inputs without a usable sound.
         DataError: a tokenizer is missing or damaged.
     """
-    packages = audio_packages()
+    packages = audio_packages() | speech_packages()
     meters: dict[int, list[_Meter]] = {}
     loaded = [load_audio_tokenizer(folder, config.device) for folder in config.tokenizers]
     for number, (folder, tokenizer) in enumerate(zip(config.tokenizers, loaded, strict=True)):
@@ -209,7 +214,9 @@ def evaluate_audio(config: EvaluateAudioConfig, progress: Progress) -> EvalAudio
     reasons = dict(sorted(Counter(reject.reason for reject in rejects).items(), key=lambda item: (-item[1], item[0])))
     scores = [meter.result() for meter in flat]
     missing = {
-        name: f"pip install {package}" for name, package in (("stoi", "pystoi"), ("pesq", "pesq")) if not flat[0].values[name]
+        name: "no clip holds enough speech" if package in packages else f"pip install {how}"
+        for name, package, how in MEASURED_WITH
+        if not flat[0].values[name]
     }
     result = EvalAudioResult(str(config.out), measured, reasons, digest.hexdigest(), packages, scores, missing)
     _write(config, result, flat, rejects)
@@ -281,13 +288,6 @@ def sound_files(path: Path) -> list[Path]:
     except ConfigError:
         return sorted(file for file in path.rglob("*") if is_sound_name(file.name) and file.is_file())
     return []
-
-
-def spectrogram(samples: NDArray[np.float32], rate: int, most: int = 600) -> NDArray[np.uint8]:
-    """A picture uint8 [64, at most ``most``, 3] of the log mel spectrogram, low bands below; -100 dB black, 0 dB white."""
-    image = log_mel(samples, rate)[::-1, :most]
-    level = np.clip((image + 5) / 7, 0, 1)  # log10 of 1e-5 to 1e2
-    return np.repeat((level * 255).round().astype(np.uint8)[:, :, None], 3, axis=2)
 
 
 def _write(config: EvaluateAudioConfig, result: EvalAudioResult, meters: Sequence[_Meter], rejects: Sequence[_Reject]) -> None:

@@ -21,12 +21,14 @@ from pydantic import BaseModel, ConfigDict
 from tokkit.data.packed import IGNORED, PackedDataset
 from tokkit.errors import DataError, UsageError
 from tokkit.features.manifest import is_cache, load_cache_manifest
-from tokkit.packing.rows import BLOCK_BYTES, TokenFiles, gather_rows, load_rows
+from tokkit.packing.gather import TokenFiles, gather_rows
+from tokkit.packing.rows import BLOCK_BYTES, cu_seqlens, load_rows
 from tokkit.packing.store import StoredPlan, committed_folder, load_plan, pack_folder
 from tokkit.pipelines.export_tokenizer import FORMAT as HF_TOKENIZER
 from tokkit.pipelines.export_tokenizer import export_tokenizer
 from tokkit.pipelines.progress import Progress
-from tokkit.shards.exports import FORMATS, Part
+from tokkit.shards.exports import DATASETS, FORMATS, Part
+from tokkit.shards.exports.saved import write_dict
 from tokkit.shards.manifest import Manifest, RunManifest, load_manifest
 from tokkit.shards.native import TokenShards
 from tokkit.storage import attempt_name, read_json, record_json, sha256_file
@@ -97,6 +99,8 @@ def export(config: ExportConfig, progress: Progress) -> ExportResult:
             folder = temporary / split
             folder.mkdir()
             splits[split] = _split(config, manifest, vocabulary, split, folder, progress)
+        if config.format == DATASETS:
+            write_dict(list(manifest.splits), temporary)
         (temporary / "vocabulary.json").write_bytes((config.directory / "vocabulary.json").read_bytes())
         record = {**what, "tokenizers": licences, "dtype": manifest.dtype, "splits": splits}
         (temporary / RECORD).write_text(record_json(record))
@@ -242,7 +246,9 @@ def _rows(
             dtype=shards.dtype,
             lengths=lengths,
             tokenizer=tokenizer,
+            seq_len=seq_len,
             fields=partial(_fields, dataset),
+            borders=partial(_borders, plan),
             loss=partial(_row_loss, dataset),
         )
     finally:
@@ -267,6 +273,11 @@ def _fields(dataset: PackedDataset, first: int, last: int) -> dict[str, npt.NDAr
     return {
         name: np.concatenate([row[name].numpy() for row in rows]) if rows else np.zeros(0, dtype=empty[name]) for name in names
     }
+
+
+def _borders(plan: StoredPlan) -> pa.ListArray:
+    offsets = np.asarray(plan.pack_offsets) + np.arange(plan.num_packs + 1)  # of N segments P rows have N + P borders
+    return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(cu_seqlens(plan)))
 
 
 def _row_loss(dataset: PackedDataset) -> npt.NDArray[np.bool_]:

@@ -14,6 +14,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -25,6 +26,7 @@ from tokkit.pipelines.decoding import recorded_tokenizer, same_tokenizer
 from tokkit.pipelines.progress import Progress
 from tokkit.shards.manifest import Manifest
 from tokkit.shards.native import TokenShards
+from tokkit.shards.spans import picture_grids
 from tokkit.storage import pretty_json, record_json, sha256_file
 from tokkit.tokenizers.text import TextTokenizer, load_text_tokenizer
 from tokkit.tokenizers.text.base import PROBES, without_surrogates
@@ -210,7 +212,9 @@ def _documents(
         shards = TokenShards(directory, manifest, split)
         count = min(entry.documents, -(-DOCUMENTS * entry.documents // max(total, 1)))
         for number in np.unique(np.linspace(0, entry.documents - 1, count).astype(np.int64)).tolist() if count else []:
-            parts = decode(shards.tokens(number), vocabulary, layout)
+            row = shards.row(number) if layout.image == "bare" else {}
+            grids = picture_grids(cast("list[dict[str, Any]]", row.get("spans", [])))
+            parts = decode(shards.tokens(number), vocabulary, layout, grids=grids)
             yield (
                 f"{split}:{number}",
                 [without_surrogates(ours.decode(p.codes[:LONGEST])) for p in parts if isinstance(p, TextCodes)],

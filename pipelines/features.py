@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -22,15 +23,28 @@ from tokkit.features.manifest import CacheManifest, load_cache_manifest
 from tokkit.features.precision import DTYPES, StoredDtype
 from tokkit.interleave import Layout
 from tokkit.pipelines.assembly import MissingImage
+from tokkit.pipelines.calibration import Calibration
 from tokkit.pipelines.completion import Run, committed, complete
 from tokkit.pipelines.dedup import OF_PICTURES, DedupKind, normal_kinds
 from tokkit.pipelines.duplicates import DuplicateTable
+from tokkit.pipelines.features_batches import Intake, load_features
+from tokkit.pipelines.features_calibration import FEATURE_CALIBRATION
 from tokkit.pipelines.features_shards import coalesce_features, feature_totals
 from tokkit.pipelines.features_unit import FeatureJob, sound_reader
 from tokkit.pipelines.fingerprint import CODE_VERSION, numeric_environment
 from tokkit.pipelines.fingerprint import NAME as CONFIG
 from tokkit.pipelines.ledger import CommitRecord
-from tokkit.pipelines.prepare import FILTERS, REPAIR, Setup, resolve_device, text_entry, user_digests
+from tokkit.pipelines.prepare import (
+    FILTERS,
+    REPAIR,
+    Setup,
+    check_template,
+    resolve_device,
+    semantic_options,
+    text_entry,
+    user_digests,
+)
+from tokkit.pipelines.product import EncoderField, EncoderKind
 from tokkit.pipelines.progress import Progress
 from tokkit.pipelines.settings import Size
 from tokkit.pipelines.shard import PartResult, ShardConfig, encode_units, opened
@@ -42,7 +56,7 @@ from tokkit.storage import fingerprint_of
 from tokkit.vocabulary import UnifiedVocabulary
 
 if TYPE_CHECKING:
-    from tokkit.features.base import FeatureEncoder
+    from tokkit.features.base import FeatureEncoder, RunOptions
     from tokkit.pipelines.pack import SplitResult
 
 PRODUCT = "features"
@@ -57,18 +71,18 @@ OF_TOKENS = frozenset(
         "audio_layout",
         "audio_delays",
         "audio_books",
+        "audio_batch_size",
         "text_vocab_size",
         "image_layout",
+        "resolution_policy",
+        "buckets",
+        "min_area",
+        "max_area",
         "shard_tokens",
         "pack",
         "pack_split",
-        "encoders",
-        "queue_depth",
+        "pack_too_long",
         "allow_mixed",
-        "precision",
-        "acceleration",
-        "min_agreement",
-        "encoder_processes",
     }
 )
 
@@ -80,6 +94,7 @@ SEMANTIC_OPTIONS = frozenset(
         "pair_order",
         "text_joiner",
         "alt_text",
+        "chat_template",
         "missing_image",
         "fix_text",
         "min_characters",
@@ -112,6 +127,9 @@ class FeaturesConfig(ShardConfig):
         dtype: the stored form of features.
         shard_bytes: bytes of features after which an output shard is closed.
         batch_size: views in each call of the encoder.
+        precision, acceleration: how its network is run (:class:`tokkit.features.base.RunOptions`).
+        min_agreement: 1 less the relative error that a fast mode may bring to float32's features, on the run's own items.
+        encoders: as for pictures: processes on GPUs that encode for all workers, the workers on a CPU.
     """
 
     product: ClassVar[str] = PRODUCT
@@ -142,22 +160,22 @@ class FeaturesConfig(ShardConfig):
     def _normal(cls, kinds: list[DedupKind], info: ValidationInfo) -> list[DedupKind]:
         return normal_kinds(kinds)
 
-    def load_encoder(self, device: str) -> FeatureEncoder:
-        """Load the encoder.
+    def load_encoder(self, device: str, run: RunOptions | None = None) -> FeatureEncoder:
+        """Load the encoder, to be run in plain float32 unless told otherwise.
 
         Raises:
             UsageError, DataError: it cannot be used.
         """
         from tokkit.features import load_feature_encoder
 
-        return load_feature_encoder(self.encoder, self.options, device=device, allow_download=self.allow_download)
+        return load_feature_encoder(self.encoder, self.options, device=device, allow_download=self.allow_download, run=run)
 
 
 @dataclass(frozen=True)
 class FeaturesResult:
-    """What a run came to: the directory, its manifest, and this run's own figures (as in ``run/summary.json``)."""
+    """What a run came to: the directory or the URL, its manifest, and this run's own figures (as in ``run/summary.json``)."""
 
-    out: Path
+    out: Path | str
     manifest: CacheManifest
     summary: dict[str, object]
 
@@ -172,14 +190,14 @@ def features(config: FeaturesConfig, progress: Progress) -> FeaturesResult:
         progress.log(told_sizes(run.setup))
         summary = encode_units(run)
         complete(run)
-        return FeaturesResult(config.out, load_cache_manifest(config.out), summary)
+        return FeaturesResult(config.place, load_cache_manifest(config.out), summary)
 
 
 def features_part(config: FeaturesConfig, progress: Progress) -> PartResult:
     """Do the units of ``config.shard_index`` only; :func:`tokkit.pipelines.finish_run.finish` does the rest."""
     with opened(config, progress, FEATURES) as run:
         summary = encode_units(run)
-        return PartResult(config.out, len(committed(run)), len(run.plan.units), summary)
+        return PartResult(config.place, len(committed(run)), len(run.plan.units), summary)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,6 +209,7 @@ class FeatureSetup(Setup):
         dim, pooled_dim, modality: its own.
         text_vocab_size: of the text tokenizer.
         examples: tokens of a picture of some sizes, or of a clip of some seconds.
+        intake: what the encoder takes.
     """
 
     described: dict[str, object]
@@ -200,6 +219,7 @@ class FeatureSetup(Setup):
     text_vocab_size: int
     dtype: StoredDtype
     examples: dict[str, int]
+    intake: Intake
 
 
 def told_sizes(setup: Setup) -> str:
@@ -226,6 +246,7 @@ class FeatureCaches:
 
         assert isinstance(config, FeaturesConfig)
         text = load_text_tokenizer(config.text_tokenizer, (), config.text_engine)
+        check_template(config, text)
         device = resolve_device(config.device)
         encoder = config.load_encoder("cpu")
         pictures = [kind for kind in config.dedup if kind in OF_PICTURES]
@@ -246,7 +267,7 @@ class FeatureCaches:
                 detail={"dim": encoder.dim, "pooled_dim": encoder.pooled_dim},
             ),
         }
-        options = config.model_dump(mode="json", include=set(SEMANTIC_OPTIONS))
+        options = semantic_options(config, SEMANTIC_OPTIONS)
         if "near-images" in config.dedup:
             options["perceptual_hash"] = hash_versions()
         if config.fix_text:
@@ -265,8 +286,19 @@ class FeatureCaches:
         if resolved.stores is not None:
             semantic["images"] = [[store.name, store.kind] for store in resolved.stores.stores]
         packages = {*packages_of({source.format for source in resolved.sources}), *ENCODER_PACKAGES}
-        sounds = sound_reader(encoder, config)
-        numeric = numeric_environment(device, config.batch_size, config.text_engine, packages, sounds=sounds is not None)
+        intake = Intake.of(encoder)
+        sounds = sound_reader(intake, config)
+        environment = partial(
+            numeric_environment,
+            device,
+            config.batch_size,
+            config.text_engine,
+            packages,
+            config.precision,
+            config.acceleration,
+            sounds=sounds is not None,
+        )
+        numeric = environment()
         return FeatureSetup(
             # Ids of a cache are the text tokenizer's own: there is nothing else in the vocabulary that text could meet.
             UnifiedVocabulary.build(text.vocab_size, []),
@@ -278,7 +310,8 @@ class FeatureCaches:
             None,
             filters,
             sounds,
-            encoder.modality == "image",
+            pictures=encoder.modality == "image",
+            environment=environment,
             described=described,
             dim=encoder.dim,
             pooled_dim=encoder.pooled_dim,
@@ -286,6 +319,7 @@ class FeatureCaches:
             text_vocab_size=text.vocab_size,
             dtype=config.dtype,
             examples=_examples(encoder),
+            intake=intake,
         )
 
     def begin(self, out: Path, setup: Setup) -> None:
@@ -293,6 +327,7 @@ class FeatureCaches:
 
     def job(self, run: Run, duplicates: DuplicateTable | None) -> FeatureJob:
         setup = run.setup
+        assert isinstance(setup, FeatureSetup)
         return FeatureJob(
             run.config,
             run.plan.sources,
@@ -303,11 +338,20 @@ class FeatureCaches:
             duplicates,
             fingerprints={kind: entry.fingerprint for kind, entry in setup.tokenizers.items()},
             filters=setup.filters,
+            intake=setup.intake,
         )
+
+    def encoders(self, run: Run) -> dict[EncoderField, EncoderKind]:
+        assert isinstance(run.config, FeaturesConfig)
+        load = partial(load_features, run.config, fingerprint=run.setup.tokenizers["encoder"].fingerprint)
+        return {"encoders": EncoderKind(load, run.config.batch_size)}
+
+    def calibration(self, run: Run) -> Calibration | None:
+        return FEATURE_CALIBRATION if run.config.fast else None
 
     def coalesce(self, run: Run, records: list[CommitRecord]) -> dict[str, Split]:
         assert isinstance(run.config, FeaturesConfig)
-        return coalesce_features(run.config.out, run.ledger, records, run.config.shard_bytes, run.progress)
+        return coalesce_features(run.output, run.ledger, records, run.config.shard_bytes, run.progress)
 
     def manifest(self, run: Run, common: Mapping[str, Any]) -> CacheManifest:
         setup = run.setup
@@ -320,7 +364,7 @@ class FeatureCaches:
             modality=setup.modality,
             text_vocab_size=setup.text_vocab_size,
             encoder=setup.described,
-            features={name: feature_totals(run.config.out, name, split) for name, split in common["splits"].items()},
+            features={name: feature_totals(run.output.result, name, split) for name, split in common["splits"].items()},
             files={CONFIG: file_entry(run.config.out / CONFIG)},
         )
 
@@ -331,7 +375,7 @@ class FeatureCaches:
         if not (run.config.out / "report.html").exists():
             from tokkit.pipelines.features_report import write_features_report
 
-            write_features_report(run.config.out)
+            write_features_report(run.config.out, run.output.result)
 
 
 FEATURES = FeatureCaches()

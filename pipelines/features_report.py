@@ -13,14 +13,15 @@ from tokkit.documents import Outcome
 from tokkit.failpoints import failpoint
 from tokkit.features.manifest import CacheManifest, load_cache_manifest
 from tokkit.features.store import FeatureCache
+from tokkit.places import Place
 from tokkit.storage import canonical_json, write_atomic
 
 NAME = "report.html"
 MOST_LENGTHS = 24  # different token counts that the page lists
 
 
-def write_features_report(directory: Path) -> Path:
-    """Write ``report.html`` into a finished directory.
+def write_features_report(directory: Path, place: Place | None = None) -> Path:
+    """Write ``report.html`` into a finished directory; ``place`` is where its shards lie, if not there.
 
     Raises:
         DataError: the directory is damaged.
@@ -35,7 +36,7 @@ def write_features_report(directory: Path) -> Path:
         manifest=manifest,
         outcomes=_outcomes(manifest),
         reasons=_reasons(manifest),
-        lengths=_lengths(directory, manifest),
+        lengths=_lengths(directory, manifest, place),
         encoder=[(name, canonical_json(value)) for name, value in sorted(manifest.encoder.items())],
     )
     failpoint("in-report")
@@ -56,9 +57,9 @@ def _reasons(manifest: CacheManifest) -> list[tuple[str, int]]:
     return sorted(total.items(), key=lambda entry: (-entry[1], entry[0]))
 
 
-def _lengths(directory: Path, manifest: CacheManifest) -> list[tuple[int, int]]:
+def _lengths(directory: Path, manifest: CacheManifest, place: Place | None) -> list[tuple[int, int]]:
     """How many items have so many tokens: the most frequent counts."""
-    found = [FeatureCache(directory, manifest, split).lengths for split in manifest.splits]
+    found = [FeatureCache(directory, manifest, split, place).lengths for split in manifest.splits]
     values, counts = np.unique(np.concatenate([np.zeros(0, dtype=np.int64), *found]), return_counts=True)
     listed = sorted(zip(values.tolist(), counts.tolist(), strict=True), key=lambda entry: (-entry[1], entry[0]))
     return sorted(listed[:MOST_LENGTHS])

@@ -49,8 +49,8 @@ class Advice:
 
 
 RESTORE = (
-    "restore the file from a copy; or remove manifest.json and commits/ and run the same `tokkit shard` command, which encodes "
-    "everything anew, to the same bytes"
+    "restore the file from a copy; or remove manifest.json and commits/ and run the same `tokkit shard` or `tokkit features` "
+    "command, which encodes everything anew, to the same bytes"
 )
 REPORT = "the writer was at fault, or somebody edited files and checksums: make the output anew, and report it"
 REPACK = "remove the plan's folder and run `tokkit pack` again; nothing is encoded for that"
@@ -58,7 +58,7 @@ REPACK = "remove the plan's folder and run `tokkit pack` again; nothing is encod
 ADVICE: dict[Code, Advice] = {
     Code.UNFINISHED: Advice(
         "there is no manifest.json: the run has not come to its end",
-        "run the same `tokkit shard` command again, it goes on where it stopped",
+        "run the same `tokkit shard` or `tokkit features` command again, it goes on where it stopped",
     ),
     Code.MANIFEST: Advice(
         "manifest.json cannot be read, or is not what was written (its own digest differs)",
@@ -150,7 +150,7 @@ ADVICE: dict[Code, Advice] = {
         "name the input as it was with --input NAME=FOLDER",
     ),
     Code.REENCODE: Advice(
-        "a sampled document encoded again from its input gives other tokens or another row than the shards hold",
+        "a sampled document encoded again from its input gives other tokens, features or another row than the output holds",
         "a few documents: the shards are damaged, make the output anew; all of them: another decoder or option is at work",
     ),
 }
@@ -174,11 +174,13 @@ class Agreement:
 
     Attributes:
         documents, tokens: compared.
-        codes, equal_codes: media codes compared, and those that were equal.
+        codes, equal_codes: media codes (of a feature cache, stored values) compared, and those that were equal.
         lowest, lowest_document: the smallest share of equal codes in one document, and which; empty where all are equal.
+            Of a feature cache the largest relative difference of an item, and which.
         units_read, unit_bytes: work units that were read for it, each at most to its end, and their size.
         exact: documents whose numeric environment is the recorded one, where every difference is a problem.
         differences: what differs in the numeric environment, one line each; empty where nothing does.
+        of_features: whether a feature cache was compared.
     """
 
     documents: int
@@ -191,6 +193,7 @@ class Agreement:
     unit_bytes: int
     exact: int
     differences: list[str]
+    of_features: bool = False
 
     @property
     def share(self) -> float:

@@ -43,6 +43,7 @@ def numeric_environment(
     precision: Precision = "fp32",
     acceleration: Acceleration = "none",
     sounds: bool = False,
+    audio_batch_size: int = 1,
 ) -> dict[str, object]:
     """What rounding may depend on, on this machine, and what reading may.
 
@@ -52,6 +53,7 @@ def numeric_environment(
         more_packages: those whose versions may change what the sources' documents are.
         precision, acceleration: of the network that encodes (:mod:`tokkit.tokenizers.image.bulk`).
         sounds: whether sounds are encoded, so that what decodes and resamples them matters.
+        audio_batch_size: of sounds; 1 encodes each by itself.
 
     Raises:
         UsageError: a package that sounds need is not installed.
@@ -71,6 +73,7 @@ def numeric_environment(
         "precision": precision,
         **({} if acceleration == "none" else {"acceleration": acceleration}),
         "batch_size": batch_size,
+        **({} if audio_batch_size == 1 else {"audio_batch_size": audio_batch_size}),
         "threads": 1 if device.type == "cpu" else None,
         "packages": {p: version(p).split("+")[0] for p in sorted((*PACKAGES, *engine))},
         "decoders": {c: features.version(c) for c in ("jpg", "zlib", "webp", "avif", "libtiff", "jpg_2000")},

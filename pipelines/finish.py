@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 
 from tokkit.errors import VerificationError
 from tokkit.failpoints import failpoint
+from tokkit.pipelines.again import payload_paths
 from tokkit.pipelines.ledger import CommitRecord, Ledger
+from tokkit.pipelines.output import Output
 from tokkit.pipelines.plan import Plan
 from tokkit.pipelines.progress import Progress, Task
-from tokkit.pipelines.unit import payload_paths
 from tokkit.shards.manifest import Counts, Shard, ShardFile, SourceTotals, Split
 from tokkit.shards.native import ShardWriter, map_tokens
 from tokkit.storage import is_attempt, remove_attempts, replacing, sha256_file
@@ -100,9 +101,11 @@ def add_nested(counts: Iterable[dict[str, Counts]]) -> dict[str, Counts]:
 
 
 def coalesce(
-    out: Path, ledger: Ledger, records: Sequence[CommitRecord], dtype: np.dtype, shard_tokens: int, progress: Progress
+    output: Output, ledger: Ledger, records: Sequence[CommitRecord], dtype: np.dtype, shard_tokens: int, progress: Progress
 ) -> dict[str, Split]:
     """Write ``tokens/SPLIT/NNNNN.*`` from the units' payloads, in unit order, about ``shard_tokens`` tokens a shard.
+
+    A shard goes into the output as it is closed, so what is on this machine's disk of an output in a store is one.
 
     Raises:
         VerificationError: a payload is not what its commit record says.
@@ -114,10 +117,10 @@ def coalesce(
             mine = [r for r in records if split in r.splits]
             if not mine:
                 continue
-            directory = out / "tokens" / split
+            directory = output.folder / "tokens" / split
             directory.mkdir(parents=True, exist_ok=True)
             remove_attempts(directory)
-            shards = _write_shards(directory, _blocks(ledger, mine, split, dtype), dtype, shard_tokens, task)
+            shards = _write_shards(directory, _blocks(ledger, mine, split, dtype), dtype, shard_tokens, task, output)
             remove_others(directory, {f.name for shard in shards for f in shard.files.values()})
             splits[split] = split_totals(split, mine, shards)
     return splits
@@ -168,7 +171,7 @@ def check_payload(ledger: Ledger, record: CommitRecord, suffix: str) -> None:
         VerificationError: with what to do.
     """
     file = record.payload[suffix]
-    path = ledger.payloads / file.name
+    path = ledger.payload(file)
     if sha256_file(path) != file.sha256:
         raise VerificationError(
             f"{path} has changed since it was committed (a failing disk?); remove "
@@ -176,7 +179,9 @@ def check_payload(ledger: Ledger, record: CommitRecord, suffix: str) -> None:
         )
 
 
-def _write_shards(directory: Path, blocks: Iterator[_Block], dtype: np.dtype, shard_tokens: int, task: Task) -> list[Shard]:
+def _write_shards(
+    directory: Path, blocks: Iterator[_Block], dtype: np.dtype, shard_tokens: int, task: Task, output: Output
+) -> list[Shard]:
     """Fill shards one after another; a shard is closed by the document that brings it to ``shard_tokens``."""
     shards: list[Shard] = []
     writer: ShardWriter | None = None
@@ -184,6 +189,7 @@ def _write_shards(directory: Path, blocks: Iterator[_Block], dtype: np.dtype, sh
     def close(current: ShardWriter) -> None:
         failpoint("in-coalesce")
         files = current.finish(f"{len(shards):05d}")
+        output.give(*(directory / file.name for file in files.values()))
         shards.append(Shard(documents=current.documents, tokens=current.tokens, files=files))
 
     try:
@@ -229,7 +235,7 @@ def publish_rejects(ledger: Ledger, records: Sequence[CommitRecord]) -> None:
             failpoint("in-rejects")
             with (
                 replacing(target) as temporary,
-                (ledger.payloads / file.name).open("rb") as source,
+                ledger.payload(file).open("rb") as source,
                 temporary.open("xb") as copy,
             ):
                 shutil.copyfileobj(source, copy)

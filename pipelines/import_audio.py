@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from tokkit.errors import DataError, UsageError
-from tokkit.pipelines.import_tokenizer import RECORD_FILE, ImportConfig
+from tokkit.pipelines.import_tokenizer import RECORD_FILE, ImportConfig, write_record
 from tokkit.pipelines.progress import Progress
-from tokkit.storage import pretty_json, sha256_file, write_atomic
 from tokkit.tokenizers.audio.importers.layout import LAYOUTS
 from tokkit.tokenizers.audio.importers.load import Imported, holds_audio_tokenizer, import_audio_tokenizer
 from tokkit.tokenizers.audio.storage import read_audio_tokenizer, write_audio_tokenizer
@@ -60,7 +59,7 @@ def is_audio(config: ImportConfig) -> bool:
     """
     if config.layout != "auto":
         return config.layout in LAYOUTS
-    return holds_audio_tokenizer(config.checkpoint, config.weights, config.unsafe_pickle)
+    return holds_audio_tokenizer(config.found, config.weights, config.unsafe_pickle)
 
 
 def import_audio(config: ImportConfig, progress: Progress) -> AudioImportResult:
@@ -75,7 +74,7 @@ def import_audio(config: ImportConfig, progress: Progress) -> AudioImportResult:
         if value is not None:
             raise UsageError(f"{option} is for image tokenizers, and {config.checkpoint} is an EnCodec model")
     imported = import_audio_tokenizer(
-        config.checkpoint,
+        config.found,
         layout=config.layout,
         weights=config.weights,
         name=config.name,
@@ -91,10 +90,7 @@ def import_audio(config: ImportConfig, progress: Progress) -> AudioImportResult:
     write_audio_tokenizer(imported.tokenizer, config.out)
     if read_audio_tokenizer(config.out).fingerprint != result.fingerprint:
         raise DataError(f"{config.out}: what was written is not what was read")
-    digest = sha256_file(config.checkpoint) if config.checkpoint.is_file() else None
-    record = asdict(result) | {"checkpoint": config.checkpoint.name, "sha256": digest}
-    del record["out"]
-    write_atomic(config.out / RECORD_FILE, pretty_json(record))
+    write_record(config, asdict(result))
     return result
 
 

@@ -7,12 +7,14 @@ names of the file were not needed.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from tokkit.errors import DataError, UsageError
+from tokkit.hub import fetch, may_be_named, name_of
 from tokkit.pipelines.progress import Progress
 from tokkit.storage import pretty_json, sha256_file, write_atomic
 from tokkit.tokenizers.folder import CONFIG_FILE
@@ -27,7 +29,7 @@ class ImportConfig(BaseModel):
     """Options of the job.
 
     Attributes:
-        checkpoint: file as released, or the folder of a Hugging Face model.
+        checkpoint: file as released, the folder of a Hugging Face model, or its name on the hub.
         out: folder of the tokenizer; made if absent.
         layout: ``auto``, ``taming``, ``chameleon``, ``chameleon-hf``, ``llamagen`` or ``janus``.
         yaml: configuration file to hold the weights against; if not given, one that lies beside them.
@@ -35,6 +37,7 @@ class ImportConfig(BaseModel):
         size: side that pictures are brought to; if not given, the configuration file's or the layout's.
         name, licence: of the tokenizer; if not given, by the layout.
         unsafe_pickle: unpickle anything, which runs whatever code the file asks for.
+        allow_download: whether what is named on the hub may be fetched from there.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +51,19 @@ class ImportConfig(BaseModel):
     name: str | None = Field(default=None, min_length=1)
     licence: str | None = Field(default=None, min_length=1)
     unsafe_pickle: bool = False
+    allow_download: bool = False
+
+    @cached_property
+    def found(self) -> Path:
+        """Where the checkpoint is; what is named on the hub is fetched, when this is first asked for.
+
+        Raises:
+            UsageError: it may not be fetched, or the hub does not have it.
+            TransientError: the hub did not give it.
+        """
+        if not may_be_named(self.checkpoint):
+            return self.checkpoint
+        return fetch(str(self.checkpoint), self.allow_download, "fetching needs pip install huggingface_hub")
 
 
 @dataclass(frozen=True)
@@ -89,7 +105,7 @@ def import_tokenizer(config: ImportConfig, progress: Progress) -> ImportResult:
         ConfigError: the configuration file contradicts the weights.
     """
     imported = import_image_tokenizer(
-        config.checkpoint,
+        config.found,
         layout=config.layout,
         yaml=config.yaml,
         weights=config.weights,
@@ -104,10 +120,16 @@ def import_tokenizer(config: ImportConfig, progress: Progress) -> ImportResult:
     imported.tokenizer.save(config.out)
     if read_image_tokenizer(config.out).fingerprint != result.fingerprint:
         raise DataError(f"{config.out}: what was written is not what was read")
-    record = asdict(result) | {"checkpoint": config.checkpoint.name, "sha256": _digest(config.checkpoint)}
-    del record["out"]
-    write_atomic(config.out / RECORD_FILE, pretty_json(record))
+    write_record(config, asdict(result))
     return result
+
+
+def write_record(config: ImportConfig, result: dict[str, Any]) -> None:
+    """Write ``import.json``: what came of it, and of which checkpoint."""
+    found = config.found
+    of = {"checkpoint": name_of(config.checkpoint, found), "sha256": sha256_file(found) if found.is_file() else None}
+    told = {name: value for name, value in result.items() if name != "out"}
+    write_atomic(config.out / RECORD_FILE, pretty_json(told | of))
 
 
 def _result(config: ImportConfig, imported: Imported) -> ImportResult:
@@ -145,7 +167,3 @@ def _check_out(out: Path, fingerprint: str) -> None:
     """Importing the same again is no harm; anything else is not overwritten."""
     if (out / CONFIG_FILE).exists() and read_image_tokenizer(out).fingerprint != fingerprint:
         raise UsageError(f"{out} holds another tokenizer; name another folder, or remove it")
-
-
-def _digest(checkpoint: Path) -> str | None:
-    return sha256_file(checkpoint) if checkpoint.is_file() else None

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokkit.dedup.index import IndexBuilder, ItemKeys
@@ -24,9 +23,10 @@ from tokkit.errors import BudgetExceeded, ItemError
 from tokkit.failpoints import failpoint
 from tokkit.pipelines.admission import Admission
 from tokkit.pipelines.assembly import Slot, join_texts, made_of_sound, open_picture, verdict
-from tokkit.pipelines.duplicates import index_path
+from tokkit.pipelines.index_files import IndexFiles
 from tokkit.pipelines.plan import PlannedUnit, check_unchanged
 from tokkit.pipelines.sounds import SoundReader
+from tokkit.pipelines.texts import texts_of
 from tokkit.pipelines.work import Report, Work
 from tokkit.sources.base import ContainerDamage, Source
 from tokkit.vocabulary import UnifiedVocabulary
@@ -44,7 +44,6 @@ class IndexedUnit:
     """A unit whose index is written."""
 
     index: int
-    documents: int
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class IndexTask:
     """Index units; picklable.
 
     Attributes:
-        folder: ``run/index``.
+        files: where the indexes lie.
         refusing: the text tokenizer refuses some texts.
         filters: digests of the user's functions (:class:`~tokkit.pipelines.admission.Admission`); None takes any.
         sounds: what decodes sounds, where any are taken.
@@ -62,7 +61,7 @@ class IndexTask:
     config: ShardConfig
     sources: dict[str, Source]
     vocabulary: UnifiedVocabulary
-    folder: Path
+    files: IndexFiles
     refusing: bool
     filters: dict[str, str] | None = None
     sounds: SoundReader | None = None
@@ -73,10 +72,11 @@ class IndexTask:
         return IndexWork(self)
 
 
-def identity(planned: PlannedUnit) -> dict[str, object]:
+def identity(planned: PlannedUnit, poison: Sequence[int]) -> dict[str, object]:
     """What a unit's index is of, besides the options, which the output directory belongs to.
 
-    What is known to kill is part of it: such a document takes no part.
+    Args:
+        poison: positions of the documents that are known to kill: such a document takes no part.
     """
     unit = planned.unit
     return {
@@ -84,7 +84,7 @@ def identity(planned: PlannedUnit) -> dict[str, object]:
         "source": unit.source,
         "file": unit.file,
         "range": [unit.start, unit.stop],
-        "poison": [poison.position for poison in planned.poison],
+        "poison": [*poison],
     }
 
 
@@ -107,9 +107,12 @@ class IndexWork:
         check_unchanged(source, planned.unit)
         attempt.read()
         check_unchanged(source, planned.unit)
-        attempt.builder.write(index_path(self.task.folder, planned.index), identity(planned))
+        poison = [entry.position for entry in planned.poison]
+        path = self.task.files.index(planned.index, poison)
+        attempt.builder.write(path, identity(planned, poison))
+        self.task.files.share(path)
         report(attempt.work.take())
-        return IndexedUnit(planned.index, attempt.builder.documents)
+        return IndexedUnit(planned.index)
 
     def probe(self, planned: PlannedUnit, report: Report, first: int, last: int) -> int:
         """Do all but the writing to the documents at ``[first, last)`` of a unit; returns how many there were."""
@@ -234,7 +237,7 @@ class _Attempt:
         with self.stage("text"):
             try:
                 joined = join_texts(segments, self.config.text_joiner, self.config.missing_image)
-                self.text.encode_batch([s for s in joined if isinstance(s, str)])
+                self.text.encode_batch(texts_of(joined))
             except ItemError as error:
                 return Failure(Outcome.REJECTED, error.reason, error.message)
         return None

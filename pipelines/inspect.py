@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import wave
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +9,11 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+from tokkit.features.manifest import is_cache
 from tokkit.pipelines.decoding import DecodedAudio, DecodedGap, DecodedImage, DecodedText, DocumentDecoder
 from tokkit.pipelines.progress import Progress
+from tokkit.pipelines.sound_page import write_pcm
+from tokkit.places import Place
 from tokkit.storage import replacing, write_atomic
 
 
@@ -37,13 +39,17 @@ class InspectConfig(BaseModel):
 
 @dataclass(frozen=True)
 class InspectedPart:
-    """One part of a document: its kind, its tokens, its text or its codes' shape, and the file it was written to."""
+    """One part of a document: its kind, its tokens, its text or its codes' shape, and the file it was written to.
+
+    ``detail`` is what else a feature cache says of an item, whose ``shape`` is that of its features.
+    """
 
     kind: str
     tokens: int
     text: str | None = None
     shape: tuple[int, ...] | None = None
     file: str | None = None
+    detail: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,14 +62,22 @@ class InspectedDocument:
     parts: list[InspectedPart]
 
 
-def inspect_document(config: InspectConfig, progress: Progress) -> InspectedDocument:
-    """Decode one document; with ``out`` also write it there.
+def inspect_document(config: InspectConfig, progress: Progress, place: Place | None = None) -> InspectedDocument:
+    """Decode one document; with ``out`` also write it there. Of a feature cache: :mod:`tokkit.pipelines.inspect_cache`.
+
+    Args:
+        place: where the shards lie, if not in the directory.
 
     Raises:
         UsageError: there is no such document, or a tokenizer is gone.
         DataError, MalformedSequence: the shards are damaged.
     """
-    decoder = DocumentDecoder(config.directory, config.text_tokenizer, config.image_tokenizer, config.audio_tokenizer)
+    if is_cache(config.directory):
+        from tokkit.pipelines.inspect_cache import inspect_cached
+
+        return inspect_cached(config, progress, place)
+    tokenizers = config.text_tokenizer, config.image_tokenizer, config.audio_tokenizer
+    decoder = DocumentDecoder(config.directory, *tokenizers, place=place)
     document = decoder.decode(*decoder.find(config.document))
     if config.out is not None:
         config.out.mkdir(parents=True, exist_ok=True)
@@ -95,8 +109,8 @@ def inspect_document(config: InspectConfig, progress: Progress) -> InspectedDocu
             markdown.append(f"[a sound of {part.tokens} codes]({name})" if name else f"[a sound of {part.tokens} codes]")
     if config.out is not None:
         write_atomic(config.out / "document.md", "\n\n".join(markdown).encode("utf-8", "backslashreplace"))
-        told = f" and {sounds} sounds" if sounds else ""
-        progress.log(f"wrote {config.out}/document.md and {pictures} pictures{told}")
+        told = [f"{n} {what}" + ("" if n == 1 else "s") for n, what in ((pictures, "picture"), (sounds, "sound")) if n]
+        progress.log(f"wrote {config.out}/document.md" + "".join(f" and {one}" for one in told))
     return InspectedDocument(document.split, document.number, document.row, parts)
 
 
@@ -108,9 +122,5 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
 def write_wav(path: Path, samples: np.ndarray, sample_rate: int) -> None:
     """Write float32 [channels, n] as 16-bit WAV; what is beyond full scale is clipped."""
-    pcm = np.clip(np.rint(samples * 32767.0), -32768, 32767).astype("<i2")
-    with replacing(path) as temporary, wave.open(str(temporary), "wb") as file:
-        file.setnchannels(len(pcm))
-        file.setsampwidth(2)
-        file.setframerate(sample_rate)
-        file.writeframes(np.ascontiguousarray(pcm.T).tobytes())
+    with replacing(path) as temporary, temporary.open("xb") as file:
+        write_pcm(file, samples, sample_rate)

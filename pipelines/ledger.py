@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokkit.documents import Document, Failure, Media, Outcome, modality_of
 from tokkit.errors import DataError, VerificationError
-from tokkit.pipelines.plan import Poison
+from tokkit.pipelines.plan import PlannedUnit, Poison
 from tokkit.shards.manifest import NAME as MANIFEST
 from tokkit.shards.manifest import Counts, ShardFile
 from tokkit.sources.base import ContainerDamage, Unit
@@ -238,7 +238,21 @@ class Ledger:
         if decisions in (None, record.decisions) and all(self._is_there(file) for file in record.payload.values()):
             return record
         # The manifest is looked for second: a process that has just written it removes the payloads next.
-        return record if (self.out / MANIFEST).exists() else None
+        return record if self.complete else None
+
+    def all_done(self, units: Sequence[PlannedUnit], decisions: Mapping[int, str]) -> dict[int, CommitRecord]:
+        """The records of the units that are done, by index; ``decisions`` are digests by index, of those that are decided."""
+        found = {p.index: self.done(p.index, p.unit, decisions.get(p.index)) for p in units}
+        return {index: record for index, record in found.items() if record is not None}
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is a manifest."""
+        return (self.out / MANIFEST).exists()
+
+    def payload(self, file: ShardFile) -> Path:
+        """Where a committed file of a payload can be read."""
+        return self.payloads / file.name
 
     def _is_there(self, file: ShardFile) -> bool:
         path = self.payloads / file.name

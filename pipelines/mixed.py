@@ -26,6 +26,8 @@ from pydantic import ValidationError
 
 from tokkit.documents import Document, Outcome
 from tokkit.errors import DataError, ResumableStop
+from tokkit.pipelines.again import encode_again, payload_paths
+from tokkit.pipelines.attempt import REPORT_EVERY
 from tokkit.pipelines.compare import Encoded, is_media
 from tokkit.pipelines.duplicates import recorded_duplicates
 from tokkit.pipelines.engine import run_units
@@ -33,7 +35,7 @@ from tokkit.pipelines.fingerprint import NAME as CONFIG
 from tokkit.pipelines.fingerprint import claimed
 from tokkit.pipelines.ledger import CommitRecord, Ledger
 from tokkit.pipelines.plan import PlannedUnit, check_unchanged
-from tokkit.pipelines.unit import REPORT_EVERY, UnitJob, UnitProcessor, encode_again, payload_paths
+from tokkit.pipelines.unit import UnitJob, UnitProcessor
 from tokkit.pipelines.work import Report, Work
 from tokkit.shards.manifest import AgreementEntry, EnvironmentEntry, Mixed
 from tokkit.shards.native import map_tokens
@@ -274,7 +276,7 @@ class _Comparing:
                     if not left:
                         return
 
-        lines = self.ledger.payloads / record.payload["rejects"].name
+        lines = self.ledger.payload(record.payload["rejects"])
         encoded, _ = encode_again(self.processor, planned, wanted(), recorded_duplicates(lines), report)
         check_unchanged(source, planned.unit)
         again = {str(row["locator"]): Encoded(ids, row) for ids, row in encoded}

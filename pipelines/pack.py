@@ -20,12 +20,16 @@ from pydantic_core import PydanticCustomError
 from tokkit.errors import DataError, FingerprintMismatch, UsageError, VerificationError
 from tokkit.packing.account import account
 from tokkit.packing.advise import Advice, MediaLength, advise, candidates, common_media
-from tokkit.packing.plan import ALGORITHM_VERSION, plan_packs
-from tokkit.packing.policy import SplitPolicy
-from tokkit.packing.rows import TokenFiles, load_rows, write_rows
+from tokkit.packing.cuts import held_whole
+from tokkit.packing.gather import TokenFiles
+from tokkit.packing.plan import algorithm_version, plan_packs
+from tokkit.packing.policy import SplitPolicy, TooLong
+from tokkit.packing.rows import load_rows, write_rows
 from tokkit.packing.split import MAX_SEQ_LEN, needs_spans
 from tokkit.packing.store import RECORD, StoredPlan, load_plan, pack_folder, save_plan
+from tokkit.packing.too_long import media_too_long, refusal
 from tokkit.pipelines.progress import Progress
+from tokkit.places import Place
 from tokkit.shards.manifest import load_manifest
 from tokkit.shards.native import TokenShards, open_shards
 from tokkit.storage import exclusive, is_attempt
@@ -38,9 +42,13 @@ class PackConfig(BaseModel):
     Attributes:
         directory: a finished directory of token shards.
         seq_len: tokens of a sequence.
-        name: of the plan; by default ``seq{seq_len}-{split_policy}``, and ``-max{max_documents}`` where there is such a bound.
+        name: of the plan; by default ``seq{seq_len}-{split_policy}``, and ``-max{max_documents}``, ``-align{align}`` and
+            ``-mixing{mixing}`` where these are asked for.
         split_policy: which documents are cut (:mod:`tokkit.packing.split`).
         max_documents: that share a sequence, at most.
+        align: let every document take a multiple of so many places (:mod:`tokkit.data.aligned`).
+        mixing: share of the documents that are taken in a drawn order (:mod:`tokkit.packing.mixing`).
+        too_long: what becomes of documents with media longer than a sequence (:mod:`tokkit.packing.too_long`).
         materialize: also write the rows themselves.
     """
 
@@ -51,18 +59,25 @@ class PackConfig(BaseModel):
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=128)
     split_policy: SplitPolicy = SplitPolicy.OVERLONG
     max_documents: int | None = Field(default=None, ge=1)
+    align: int = Field(default=1, ge=1)
+    mixing: float = Field(default=0.0, ge=0, le=1)
+    too_long: TooLong = TooLong.ERROR
     materialize: bool = False
 
     @model_validator(mode="after")
-    def _fill_has_no_bound(self) -> PackConfig:
-        if self.max_documents is not None and self.split_policy is SplitPolicy.FILL:
+    def _settings_agree(self) -> PackConfig:
+        if self.split_policy is SplitPolicy.FILL and self.max_documents is not None:
             raise PydanticCustomError("max_documents", "max_documents cannot be asked for with split policy fill")
+        if self.seq_len % self.align:
+            raise PydanticCustomError("align", f"seq_len {self.seq_len} is no multiple of {self.align}")
         return self
 
     @property
     def plan_name(self) -> str:
-        bound = "" if self.max_documents is None else f"-max{self.max_documents}"
-        return self.name or f"seq{self.seq_len}-{self.split_policy}{bound}"
+        more = "" if self.max_documents is None else f"-max{self.max_documents}"
+        more += f"-align{self.align}" if self.align > 1 else ""
+        more += f"-mixing{self.mixing:g}" if self.mixing else ""
+        return self.name or f"seq{self.seq_len}-{self.split_policy}{more}"
 
 
 @dataclass(frozen=True)
@@ -128,38 +143,52 @@ class AdviseConfig(BaseModel):
 
 @dataclass(frozen=True)
 class AdviseResult:
-    """What the lengths come to, and the media length that matters, if any; JSON-compatible."""
+    """What the lengths come to; JSON-compatible.
+
+    Attributes:
+        media: the media length that matters, if any.
+        longest_media: tokens of the longest picture, sound or video that is not cut, which a sequence must hold; of sounds that
+            may be cut, of a frame with a marker; 0 without any.
+    """
 
     advice: list[Advice]
     media: MediaLength | None
+    longest_media: int
 
 
-def advise_seq_len(config: AdviseConfig, progress: Progress) -> AdviseResult:
+def advise_seq_len(config: AdviseConfig, progress: Progress, place: Place | None = None) -> AdviseResult:
     """Say what sequence lengths would come to for a directory's documents; writes nothing.
+
+    Args:
+        place: where its shards lie, if not there.
 
     Raises:
         DataError: the directory is not finished, damaged, or has no such split.
     """
-    shards = open_shards(config.directory, config.split)
+    shards = open_shards(config.directory, config.split, place)
     if not shards.num_documents:
         raise DataError(f"split {config.split} of {config.directory} has no documents")
     progress.log(f"reading the spans of {shards.num_documents:,} documents")
-    media = common_media(shards.lengths, shards.spans)
+    media = common_media(shards.lengths, shards.spans, config.split_policy)
     seq_lens = sorted(set(config.seq_lens)) or candidates(media)
     with progress.task("plan", total=len(seq_lens), unit="lengths") as task:
         found = []
         for seq_len in seq_lens:
             found += advise(shards.lengths, shards.spans, [seq_len], config.split_policy)
             task.advance(1)
-    return AdviseResult(found, media)
+    return AdviseResult(found, media, int(held_whole(shards.spans, config.split_policy).max(initial=0)))
 
 
-def pack(config: PackConfig, progress: Progress) -> PackResult:
+def pack(config: PackConfig, progress: Progress, place: Place | None = None) -> PackResult:
     """Make sure that every split of a directory has the plan that is asked for.
+
+    Args:
+        place: where its shards lie, if not there.
 
     Raises:
         DataError: the directory is not finished, or a file in it is damaged.
         FingerprintMismatch: the name is taken by a plan with other settings, or for other shards; nothing is written then.
+        MediaTooLongError: documents have media longer than a sequence, and are not to be left out; nothing is written then.
         UsageError: another process is packing this directory.
         VerificationError: documents or tokens do not add up; nothing is written of that split then.
         VocabularyError: rows are asked for, and the vocabulary has no padding marker.
@@ -168,8 +197,10 @@ def pack(config: PackConfig, progress: Progress) -> PackResult:
     splits = list(load_manifest(directory).splits)
     with _only_one(directory):
         _remove_attempts(directory / "packs" / name)
-        shards = {split: open_shards(directory, split) for split in splits}
+        shards = {split: open_shards(directory, split, place) for split in splits}
         stored = {split: _existing(config, shards[split]) for split in splits}
+        if config.too_long is TooLong.ERROR:
+            _refuse_too_long(config, shards)
         results = {}
         for split in splits:
             plan = stored[split]
@@ -205,6 +236,18 @@ def _remove_attempts(folder: Path) -> None:
                 shutil.rmtree(path)
 
 
+def _refuse_too_long(config: PackConfig, shards: dict[str, TokenShards]) -> None:
+    """Raise where media are longer than a sequence."""
+    found = {
+        split: media
+        for split, of in shards.items()
+        if of.num_documents and int(of.lengths.max()) > config.seq_len  # else their spans need not be read
+        if (media := media_too_long(of.lengths, of.spans, config.seq_len, config.split_policy)) is not None
+    }
+    if found:
+        raise refusal(found, config.seq_len, config.align)
+
+
 def _existing(config: PackConfig, shards: TokenShards) -> StoredPlan | None:
     """The plan of this name and split, where there is one and it is the one asked for."""
     folder = pack_folder(config.directory, config.plan_name, shards.split)
@@ -216,7 +259,9 @@ def _existing(config: PackConfig, shards: TokenShards) -> StoredPlan | None:
         "seq_len": (record.seq_len, config.seq_len),
         "split policy": (record.policy.value, config.split_policy.value),
         "max documents": (record.max_documents, config.max_documents),
-        "algorithm version": (record.algorithm_version, ALGORITHM_VERSION),
+        "align": (record.align, config.align),
+        "mixing": (record.mixing, config.mixing),
+        "algorithm version": (record.algorithm_version, _algorithm_version(config, shards)),
     }
     differences = [f"{key} {old} there, {new} asked for" for key, (old, new) in wanted.items() if old != new]
     if differences:
@@ -227,12 +272,19 @@ def _existing(config: PackConfig, shards: TokenShards) -> StoredPlan | None:
     return plan
 
 
+def _algorithm_version(config: PackConfig, shards: TokenShards) -> int:
+    """The version that a plan of these shards has. Their spans are read only where they decide it."""
+    cut = needs_spans(shards.lengths, config.seq_len, config.split_policy)
+    return algorithm_version(shards.spans if cut else None, config.seq_len, config.split_policy)
+
+
 def _write_plan(config: PackConfig, shards: TokenShards, progress: Progress) -> StoredPlan:
     spans = None
     if needs_spans(shards.lengths, config.seq_len, config.split_policy):
         progress.log(f"pack {shards.split}: reading the spans of {shards.num_documents:,} documents")
         spans = shards.spans
-    plan = plan_packs(shards.lengths, spans, config.seq_len, config.split_policy, config.max_documents)
+    bounds = config.split_policy, config.max_documents
+    plan = plan_packs(shards.lengths, spans, config.seq_len, *bounds, align=config.align, mixing=config.mixing)
     packed = plan.num_tokens + plan.left_out.num_tokens
     if packed != shards.num_tokens:
         raise VerificationError(

@@ -22,7 +22,8 @@ from tokkit.sources import TARS
 from tokkit.sources.base import Source
 from tokkit.sources.resolve import resolve_inputs
 from tokkit.sources.samples import is_picture_name
-from tokkit.training.pictures import Picture, Reject, pictures_of
+from tokkit.training.items import Reject
+from tokkit.training.pictures import Picture, pictures_of
 
 CORPUS_SUFFIXES = (*TARS, ".parquet", ".warc", ".warc.gz", ".arc", ".arc.gz")
 

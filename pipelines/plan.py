@@ -7,9 +7,10 @@ and modification time, ``units.jsonl`` every unit. A resumed run takes the recor
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from tokkit.errors import DataError, FingerprintMismatch, UsageError
 from tokkit.failpoints import failpoint
@@ -21,7 +22,7 @@ from tokkit.sources.resolve import ResolvedInputs
 from tokkit.sources.sidecar import tar_stem
 from tokkit.storage import write_atomic
 
-INPUTS = "inputs.jsonl"
+INPUTS, UNITS = "inputs.jsonl", "units.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +69,13 @@ def make_plan(resolved: ResolvedInputs, directory: Path, *, unit_bytes: int, lim
         UsageError: there is nothing to read.
     """
     sources = {source.name: source for source in resolved.sources}
-    inputs = _inputs(resolved)
-    inputs_path, units_path = directory / INPUTS, directory / "units.jsonl"
+    inputs_path, units_path = directory / INPUTS, directory / UNITS
     if units_path.exists():
         check_inputs(resolved, directory)
         # The input may have been moved since: files are taken from where they are now.
         units_then = [(p, sources[p.unit.source].file_of[p.unit.file].path) for p in _read_units(units_path)]
         return Plan(sources, [replace(p, unit=replace(p.unit, path=path)) for p, path in units_then])
+    inputs = _inputs(resolved)
     units: list[Unit] = []
     with progress.task("plan", total=len(resolved.sources), unit="sources") as task:
         for source in resolved.sources:
@@ -131,17 +132,30 @@ def share_out(limit: int, weights: Sequence[int]) -> list[int | None]:
 
 
 def _inputs(resolved: ResolvedInputs) -> list[dict[str, object]]:
-    """Every file the run depends on, in a fixed order; those of picture stores under ``--images NAME``."""
+    """Every file the run depends on, in a fixed order; those of picture stores under ``--images NAME``.
+
+    What lies in a folder of pictures is one entry beside the folder's own, marked as its contents.
+    """
     of_sources = [
         {"source": source.name, "format": source.format, **asdict(file)}
         for source in resolved.sources
         for file in [*source.files, *source.watched]
+    ]
+    of_sources += [
+        {"source": source.name, "format": source.format, **asdict(file), "contents": True}
+        for source in resolved.sources
+        for file in source.contents()
     ]
     stores = resolved.stores.stores if resolved.stores is not None else ()
     of_stores = [
         {"source": f"--images {store.name}", "format": store.kind, **asdict(file)} for store in stores for file in store.files
     ]
     return [*of_sources, *of_stores]
+
+
+def _key(entry: Mapping[str, Any]) -> tuple[str, str, bool]:
+    """What an entry of the inputs is of: source, file, and whether of what lies in it."""
+    return entry["source"], entry["name"], entry.get("contents", False)
 
 
 def check_inputs(resolved: ResolvedInputs, directory: Path) -> None:
@@ -154,17 +168,20 @@ def check_inputs(resolved: ResolvedInputs, directory: Path) -> None:
     path, now = directory / INPUTS, _inputs(resolved)
     try:
         then = [json.loads(line) for line in path.read_text().splitlines()]
-        before = {(e["source"], e["name"]): {"size": e["size"], "mtime_ns": e["mtime_ns"]} for e in then}
+        before = {_key(e): {"size": e["size"], "mtime_ns": e["mtime_ns"]} for e in then}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({error}); remove the output directory to start over") from None
-    after = {(e["source"], e["name"]): e for e in now}
-    problems = [f"gone: {source}/{name}" for source, name in before if (source, name) not in after]
-    problems += [f"new: {source}/{name}" for source, name in after if (source, name) not in before]
+    after = {_key(e): e for e in now}
+    # A folder that is new or gone is told by itself, without what lies in it.
+    problems = [f"gone: {source}/{name}" for source, name, within in before.keys() - after.keys() if not within]
+    problems += [f"new: {source}/{name}" for source, name, within in after.keys() - before.keys() if not within]
     for key in before.keys() & after.keys():
+        source, name, within = key
+        what = f"{source}/{name}" + (": pictures or captions in it" if within else "")
         if before[key]["size"] != after[key]["size"]:
-            problems.append(f"changed: {'/'.join(map(str, key))} ({before[key]['size']} -> {after[key]['size']} bytes)")
+            problems.append(f"changed: {what} ({before[key]['size']} -> {after[key]['size']} bytes)")
         elif before[key]["mtime_ns"] != after[key]["mtime_ns"]:
-            problems.append(f"changed: {'/'.join(map(str, key))} (another modification time)")
+            problems.append(f"changed: {what} (another modification time)")
     if problems:
         listed = "\n".join(f"  - {p}" for p in sorted(problems)[:20])
         raise FingerprintMismatch(

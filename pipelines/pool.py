@@ -17,7 +17,19 @@ from tokkit.errors import ResumableStop
 from tokkit.pipelines.plan import PlannedUnit
 from tokkit.pipelines.task import Done, Mine, Result, Service, Sharing, UnitTask
 from tokkit.pipelines.work import Report, Work
-from tokkit.pipelines.worker import Death, Do, Finished, Order, Ready, Worker, listen, raise_error
+from tokkit.pipelines.worker import (
+    LEFT_ALONE,
+    LOST,
+    AnyWorker,
+    Death,
+    Do,
+    Finished,
+    Hosting,
+    Order,
+    Processes,
+    Ready,
+    raise_error,
+)
 
 DEATHS_OF_A_UNIT = 2  # then it is put aside
 STILLBORN_IN_A_ROW = 3  # workers that die before they are ready
@@ -100,6 +112,7 @@ class Pool(Generic[Result]):
     Args:
         report: called with the work done, as workers tell of it.
         lost: called with the work of an attempt that came to nothing, which had been reported.
+        hosting: where workers live; processes of this one unless told otherwise.
     """
 
     def __init__(
@@ -111,10 +124,12 @@ class Pool(Generic[Result]):
         lost: Report,
         stall_seconds: float,
         service: Service | None = None,
+        hosting: Hosting | None = None,
     ) -> None:
         self._task, self._count, self._queue, self._service = task, count, queue, service
         self._report, self._lost, self._stall_seconds = report, lost, stall_seconds
-        self._workers: list[Worker[Result]] = []
+        self._hosting: Hosting = hosting or Processes()
+        self._workers: list[AnyWorker[Result]] = []
         self._deaths: defaultdict[int, list[Death]] = defaultdict(list)
         self._troubles: list[Trouble] = []
         self._stillborn = self._killed = 0
@@ -126,20 +141,20 @@ class Pool(Generic[Result]):
                 if self._service is not None:
                     self._service.tend()
                 while len(self._workers) < self._count and len(self._queue):
-                    self._workers.append(Worker(self._task, self._stall_seconds))
+                    self._workers.append(self._hosting.worker(self._task, self._stall_seconds))
                 for worker in self._workers:
                     if worker.ready and worker.order is None and (planned := self._queue.next()) is not None:
                         worker.give(Do(planned))
                 if not len(self._queue) and not any(worker.order for worker in self._workers):
                     return self._troubles
-                for worker in listen(self._workers, min(1.0, self._queue.poll_seconds)):
+                for worker in self._hosting.listen(self._workers, min(1.0, self._queue.poll_seconds)):
                     self._hear(worker)
                 for worker in [w for w in self._workers if w.stalled()]:
                     self._bury(worker, worker.order, worker.kill())
         finally:
             self._end()
 
-    def _hear(self, worker: Worker[Result]) -> None:
+    def _hear(self, worker: AnyWorker[Result]) -> None:
         order = worker.order
         message = worker.receive()
         if isinstance(message, Ready):
@@ -159,12 +174,13 @@ class Pool(Generic[Result]):
         else:
             raise_error(message)
 
-    def _bury(self, worker: Worker[Result], order: Order | None, death: Death) -> None:
+    def _bury(self, worker: AnyWorker[Result], order: Order | None, death: Death) -> None:
         """Take a dead worker off the list, and decide what becomes of its unit."""
         self._workers.remove(worker)
-        if not worker.ready:
+        if not worker.ready and death != LEFT_ALONE:
             self._stillborn += 1
-            if self._stillborn >= STILLBORN_IN_A_ROW:
+            # All that load may be lost with one node.
+            if self._stillborn >= (max(6, 3 * self._count) if death == LOST else STILLBORN_IN_A_ROW):
                 raise ResumableStop(
                     f"worker processes end before they begin: the last {death}. If memory is short, use fewer --workers; what "
                     f"is committed is safe"

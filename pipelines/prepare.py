@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tokkit.chat_templates import PLAIN
 from tokkit.dedup.perceptual import hash_versions
 from tokkit.errors import UsageError
 from tokkit.filters import filter_digests, load_filters
-from tokkit.interleave import Layout, lacking, spell
+from tokkit.interleave import ImageLayout, Layout, lacking, spell
 from tokkit.pipelines.fingerprint import CODE_VERSION, numeric_environment
-from tokkit.pipelines.sounds import SoundReader
+from tokkit.pipelines.resolution import fitting_of, largest_grid, layout_of, semantic_entry
+from tokkit.pipelines.sounds import SoundReader, sound_batch
 from tokkit.released_vocabularies import ReleasedVocabulary, released_vocabulary
 from tokkit.repair import repair_versions
 from tokkit.shards.manifest import TokenizerEntry
@@ -22,9 +26,9 @@ from tokkit.vocabulary import UnifiedVocabulary
 if TYPE_CHECKING:
     import torch
 
-    from tokkit.media.transforms import Preprocessing
+    from tokkit.media.resolutions import Fitting
     from tokkit.pipelines.shard import ShardConfig
-    from tokkit.tokenizers.audio.base import AudioTokenizer
+    from tokkit.tokenizers.audio.base import AudioTokenizer, Buckets
     from tokkit.tokenizers.image.model import ImageTokenizer
     from tokkit.tokenizers.text import TextTokenizer
 
@@ -39,6 +43,7 @@ SEMANTIC_OPTIONS = {
     "pair_order",
     "text_joiner",
     "alt_text",
+    "chat_template",
     "missing_image",
     "fix_text",
     "min_characters",
@@ -71,10 +76,12 @@ class Setup:
     semantic: dict[str, object]
     numeric: dict[str, object]
     device: str
-    preprocessing: Preprocessing | None  # of the image tokenizer
+    preprocessing: Fitting | None  # what the image tokenizer takes
     filters: dict[str, str]  # digests of the user's functions
     sounds: SoundReader | None = None  # what decodes sounds, where any are taken
+    buckets: Buckets | None = None  # which sounds share batches, of an audio tokenizer
     pictures: bool = False  # whether any are taken
+    environment: Callable[[], dict[str, object]] | None = None  # gives the numeric environment, on whatever machine
 
 
 def prepare(config: ShardConfig, resolved: ResolvedInputs, filters: dict[str, str] | None = None) -> Setup:
@@ -91,6 +98,7 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs, filters: dict[str, st
     released = _released(config)
     claimed = released.vocabulary.claimed if released is not None else ()
     text = load_text_tokenizer(config.text_tokenizer, claimed, config.text_engine)
+    check_template(config, text)
     image: ImageTokenizer | None = None
     if config.image_tokenizer is not None:
         from tokkit.tokenizers.image import load_image_tokenizer
@@ -102,9 +110,10 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs, filters: dict[str, st
 
         audio = load_audio_tokenizer(config.audio_tokenizer, device="cpu")
     books = _audio_books(config, audio)
-    vocabulary = _built(config, text, image, books) if released is None else _taken(config, released, image)
+    fitting = None if image is None else fitting_of(config, image.config.preprocessing, image.downsample)
+    vocabulary = _built(config, text, image, books, fitting) if released is None else _taken(config, released, image)
     layout = replace(
-        _layout(config, vocabulary, released, text, image),
+        _layout(config, vocabulary, released, text, image, fitting),
         gaps=config.missing_image == "keep-marker",
         audio=config.audio_layout,
         audio_delays=tuple(config.audio_delays or ()),
@@ -114,7 +123,9 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs, filters: dict[str, st
         tokenizers["image"] = _image_entry(config.image_tokenizer, image)
     if audio is not None and config.audio_tokenizer is not None:
         tokenizers["audio"] = _audio_entry(config.audio_tokenizer, audio, len(books))
-    options = config.model_dump(mode="json", include=SEMANTIC_OPTIONS) | {"image_layout": layout.image}
+    options = semantic_options(config, SEMANTIC_OPTIONS) | {"image_layout": layout.image}
+    if fitting is not None:
+        options |= semantic_entry(fitting)
     if released is not None:
         options["vocabulary_from"] = {"model": released.scheme.name, "ids": vocabulary.size}
     if "near-images" in config.dedup:
@@ -137,10 +148,18 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs, filters: dict[str, st
     media = image is not None or audio is not None
     device = None if not media and config.device in ("auto", "cpu") else resolve_device(config.device)
     packages = packages_of({source.format for source in resolved.sources})
-    mode = (config.precision, config.acceleration)
-    shown = device if media else None
-    numeric = numeric_environment(shown, config.batch_size, config.text_engine, packages, *mode, audio is not None)
-    preprocessing = image.config.preprocessing if image is not None else None
+    environment = partial(
+        numeric_environment,
+        device if media else None,
+        config.batch_size,
+        config.text_engine,
+        packages,
+        config.precision,
+        config.acceleration,
+        audio is not None,
+        1 if audio is None else sound_batch(config, str(device)),
+    )
+    numeric = environment()
     sounds = None
     if audio is not None:
         sounds = SoundReader(audio.sample_rate, audio.channels, config.audio_preprocessing, config.audio_limits)
@@ -151,11 +170,27 @@ def prepare(config: ShardConfig, resolved: ResolvedInputs, filters: dict[str, st
         semantic,
         numeric,
         str(device or "cpu"),
-        preprocessing,
+        fitting,
         filters,
         sounds,
+        None if audio is None else audio.buckets,
         image is not None,
+        environment=environment,
     )
+
+
+def semantic_options(config: ShardConfig, names: Set[str]) -> dict[str, object]:
+    """The options of these names, as they enter the fingerprint: a chat template only where it is not the plain one."""
+    options: dict[str, object] = config.model_dump(mode="json", include=set(names))
+    if config.chat_template == PLAIN:
+        options.pop("chat_template", None)
+    return options
+
+
+def check_template(config: ShardConfig, text: TextTokenizer) -> None:
+    """Raise UsageError where the text tokenizer cannot write the special tokens of the chat template."""
+    if config.chat_template != PLAIN and (problems := config.chat_template.problems(text.special_ids)):
+        raise UsageError(f"--chat-template: with {config.text_tokenizer}: {'; '.join(problems)}")
 
 
 def user_digests(config: ShardConfig) -> dict[str, str]:
@@ -201,11 +236,19 @@ def _audio_books(config: ShardConfig, audio: AudioTokenizer | None) -> list[int]
     return [audio.codebook_size] * kept
 
 
-def _built(config: ShardConfig, text: TextTokenizer, image: ImageTokenizer | None, audio_books: list[int]) -> UnifiedVocabulary:
+def _built(
+    config: ShardConfig,
+    text: TextTokenizer,
+    image: ImageTokenizer | None,
+    audio_books: list[int],
+    fitting: Fitting | None,
+) -> UnifiedVocabulary:
     text_size = config.text_vocab_size or text.vocab_size
     if text_size < text.vocab_size:
         raise UsageError(f"--text-vocab-size {text_size} is less than the {text.vocab_size} ids of {config.text_tokenizer}")
-    return UnifiedVocabulary.build(text_size, _codebooks(image), audio_books, audio_pads=config.audio_layout == "delay")
+    side = largest_grid(fitting, image.downsample if image is not None else 1, config.image_limits.max_aspect)
+    pads = config.audio_layout == "delay"
+    return UnifiedVocabulary.build(text_size, _codebooks(image), audio_books, max_grid=side, audio_pads=pads)
 
 
 def _taken(config: ShardConfig, released: ReleasedVocabulary, image: ImageTokenizer | None) -> UnifiedVocabulary:
@@ -228,22 +271,26 @@ def _layout(
     released: ReleasedVocabulary | None,
     text: TextTokenizer,
     image: ImageTokenizer | None,
+    fitting: Fitting | None,
 ) -> Layout:
     """How pictures are laid out: as asked for, or as the released model knows them; what cannot be written is told here."""
-    name = config.image_layout or (released.scheme.layout if released is not None else "plain")
-    if image is None:
+    usual: ImageLayout = "plain" if config.resolution_policy == "crop" else "grid_rows"
+    name = config.image_layout or (released.scheme.layout if released is not None else usual)
+    if image is None or fitting is None:
         return Layout(name)
     if missing := lacking(vocabulary, name):
         whose = "a vocabulary that is built" if released is None else f"the vocabulary of {released.scheme.model}"
         raise UsageError(f"--image-layout {name} cannot be written: {whose} has no {', no '.join(missing)}")
     if name == "emu3":
-        size = "{}*{}".format(*image.grid)
-        if (found := text.encode(size).tolist()) != (spelled := spell(size, vocabulary).tolist()):
-            raise UsageError(
-                f"--image-layout emu3 cannot be written: {config.text_tokenizer} encodes the size {size!r} as {found}, "
-                f"not with one id a character {spelled}"
-            )
-    return Layout(name, image.grid if name == "plain" else None)
+        sides = range(1, 1 + largest_grid(fitting, image.downsample, config.image_limits.max_aspect))
+        grids = [image.grid] if fitting.sizes is None else zip(sides, sides, strict=True)
+        for size in ("{}*{}".format(*grid) for grid in grids):
+            if (found := text.encode(size).tolist()) != (spelled := spell(size, vocabulary).tolist()):
+                raise UsageError(
+                    f"--image-layout emu3 cannot be written: {config.text_tokenizer} encodes the size {size!r} as {found}, "
+                    f"not with one id a character {spelled}"
+                )
+    return layout_of(name, fitting, image.downsample)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -7,13 +7,16 @@ payloads of all units are put together, and what the fingerprints cover.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
+    from tokkit.pipelines.calibration import Calibration
     from tokkit.pipelines.completion import Run
     from tokkit.pipelines.duplicates import DuplicateTable
+    from tokkit.pipelines.encoder import Serves
     from tokkit.pipelines.ledger import CommitRecord
     from tokkit.pipelines.pack import SplitResult
     from tokkit.pipelines.prepare import Setup
@@ -21,6 +24,22 @@ if TYPE_CHECKING:
     from tokkit.pipelines.unit import UnitJob
     from tokkit.shards.manifest import RunManifest, Split
     from tokkit.sources.resolve import ResolvedInputs
+
+
+EncoderField = Literal["encoders", "sound_encoders"]  # of a unit's job
+
+
+@dataclass(frozen=True)
+class EncoderKind:
+    """A kind of encoder processes.
+
+    Attributes:
+        load: gives what encodes, on a device; picklable.
+        batch_size: items of the batches that each call of it has.
+    """
+
+    load: Callable[[str], Serves]
+    batch_size: int
 
 
 class Product(Protocol):
@@ -34,6 +53,12 @@ class Product(Protocol):
 
     def job(self, run: Run, duplicates: DuplicateTable | None) -> UnitJob:
         """What workers do with a unit: its payload, and the counts of its commit record."""
+
+    def encoders(self, run: Run) -> dict[EncoderField, EncoderKind]:
+        """What may be encoded by processes for all workers, by the field of the job that says where these are."""
+
+    def calibration(self, run: Run) -> Calibration | None:
+        """How far what encodes agrees with plain float32; None where it is that itself, or nothing is encoded."""
 
     def coalesce(self, run: Run, records: list[CommitRecord]) -> dict[str, Split]:
         """Write the shards of each split from the units' payloads, in unit order.

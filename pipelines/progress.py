@@ -134,7 +134,8 @@ class LineTask(Task):
         unit = f" {self._unit}" if self._unit else ""
         if self._total:
             share = 100 * self._done / self._total
-            parts = [f"{amount(self._done, self._total)}/{amount(self._total, self._total)}{unit} ({share:.0f} %)"]
+            done = f"{amount(self._done, self._total)}/{amount(self._total, self._total)}{unit} ({share:.0f} %)"
+            parts = [f"{share:.0f} %" if self._unit == "%" else done]
         else:
             parts = [f"{amount(self._done, self._done)}{unit}"]
         parts += [f"{k} {v}" for k, v in self._values.items()]

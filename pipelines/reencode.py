@@ -1,4 +1,4 @@
-"""``tokkit verify --reencode N``: documents read from the input once more, encoded again, and compared with the shards.
+"""``tokkit verify --reencode N``: documents read from the input once more, encoded again, and compared with the output.
 
 N committed documents are drawn by a seed, spread over sources and splits in proportion to their documents and at least one of
 each. Only the work units that hold them are read, each up to its last sampled document. They are encoded by the code that a run
@@ -7,46 +7,52 @@ neighbours that are not sampled make no difference, and in the recorded numeric 
 
 In another environment (another device, another version of a decoder or of torch) media codes may differ by rounding. Then
 their agreement is measured and told; what does not come of media (text ids, markers, spans, names, splits) must be equal still.
+
+What is here is the same for both products: :mod:`~tokkit.pipelines.reencode_tokens` compares token shards,
+:mod:`~tokkit.pipelines.reencode_features` feature caches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
 
-from tokkit.documents import Document, Outcome
-from tokkit.errors import DataError, UsageError
-from tokkit.filters import filter_digests, load_filters
-from tokkit.pipelines.compare import Encoded, Tally
+from tokkit.documents import Document, Failure
+from tokkit.errors import DataError
 from tokkit.pipelines.duplicates import recorded_duplicates
-from tokkit.pipelines.findings import Code, VerifyResult
-from tokkit.pipelines.fingerprint import TEXT_ENGINES, differences, numeric_environment
+from tokkit.pipelines.findings import Agreement, Code, VerifyResult
+from tokkit.pipelines.fingerprint import TEXT_ENGINES, differences
 from tokkit.pipelines.ledger import CommitRecord, Ledger
 from tokkit.pipelines.plan import PlannedUnit, share_out
-from tokkit.pipelines.prepare import FILTERS, REPAIR, SEMANTIC_OPTIONS, resolve_device
+from tokkit.pipelines.prepare import REPAIR, resolve_device
 from tokkit.pipelines.progress import Progress
+from tokkit.pipelines.recorded import filters_now, roots_now, stores_now
 from tokkit.pipelines.stores import index_stores
 from tokkit.pipelines.threads import one_thread
 from tokkit.pipelines.verify_outcomes import Records
-from tokkit.pipelines.verify_read import DocumentReader
 from tokkit.repair import repair_versions
-from tokkit.shards.manifest import Manifest
+from tokkit.shards.manifest import RunManifest
 from tokkit.sources import make_source, packages_of
 from tokkit.sources.base import InputFile, Unit
-from tokkit.sources.opening import Location, located
-from tokkit.storage import fingerprint_of, read_json
-from tokkit.vocabulary import UnifiedVocabulary
+from tokkit.storage import fingerprint_of
 
 if TYPE_CHECKING:
+    import torch
+
     from tokkit.pipelines.shard import ShardConfig
     from tokkit.pipelines.unit import UnitProcessor
     from tokkit.pipelines.verify import VerifyConfig
+
+NOT_ENCODED_AGAIN = "encoding documents again: what they would be compared with is damaged"
+M = TypeVar("M", bound=RunManifest)
+C = TypeVar("C", bound="ShardConfig")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +96,31 @@ def draw(records: Records, count: int, seed: int) -> list[Sampled]:
     return sorted(found, key=lambda s: (s.unit, s.split, s.number))
 
 
-class Reencoder:
-    """Everything that encoding again needs, found and checked beforehand.
+class Rows(Protocol):
+    """The committed documents of a split."""
+
+    def row(self, number: int) -> dict[str, Any]:
+        """A document's row of its table."""
+
+
+class Comparison(Protocol):
+    """Compares documents one by one, and adds up."""
+
+    documents: int
+
+    def compare(self, name: str, stored: Any, again: Any, *, exact: bool) -> None:
+        """Compare a document; what differs becomes a problem. ``exact``: both were encoded in one numeric environment."""
+
+    def agreement(self, units: int, read: int, differences: list[str]) -> Agreement:
+        """What it all came to."""
+
+
+class Reencoder(ABC, Generic[M]):
+    """Everything that encoding again needs, found and checked beforehand; a product says what it compares, and how.
 
     Args:
         config: of the verification; ``inputs`` and the tokenizers' paths win over what ``run/`` recorded.
-        manifest, vocabulary: of the output.
+        manifest: of the output.
 
     Raises:
         UsageError: an input or a tokenizer is not where it was, or filters are not named.
@@ -103,30 +128,78 @@ class Reencoder:
             read.
     """
 
-    def __init__(self, config: VerifyConfig, manifest: Manifest, vocabulary: UnifiedVocabulary, progress: Progress) -> None:
-        self.config, self.manifest, self.vocabulary = config, manifest, vocabulary
-        self._roots = _roots(config, manifest)
+    def __init__(self, config: VerifyConfig, manifest: M, progress: Progress) -> None:
+        self.config, self.manifest = config, manifest
+        self._roots = roots_now(config, manifest)
         recorded = manifest.numeric.get("batch_size"), manifest.numeric.get("threads")
+        sounds, media = self.media()
         device = config.device
-        sounds = "audio" in manifest.tokenizers
-        media = sounds or "image" in manifest.tokenizers
         if device == "auto" and (recorded[1] is not None or not media):
             device = "cpu"  # as it was
-        self._device = resolve_device(device)
-        self._options = _options(config, manifest, recorded[0])
-        self._source_options = self._options.source_options
+        self.device = resolve_device(device)
+        self.run_options = self.options(recorded[0])
+        self._source_options = self.run_options.source_options
         self._scratch = self._index(progress)
-        _check_repair(self._options, manifest)
-        self._processor = self._load()
-        packages = packages_of({source.format for source in manifest.sources})
-        mode = (self._options.precision, self._options.acceleration)
-        device_of = self._device if media else None
-        now = numeric_environment(device_of, self._options.batch_size, "library", packages, *mode, sounds)
+        _check_repair(self.run_options, manifest)
+        self.processor = self.load()
+        now = self.environment(self.device if media else None, sounds)
         _leave_out_text_engine(now, manifest)
         self._numeric = fingerprint_of(now)
         others = [entry.numeric for entry in manifest.mixed.environments] if manifest.mixed is not None else []
         listed = [line for then in (manifest.numeric, *others) for line in differences(then, now)]
         self._differences = list(dict.fromkeys(listed))
+
+    # ---- what differs between the products
+
+    @abstractmethod
+    def media(self) -> tuple[bool, bool]:
+        """Whether sounds were encoded, and whether any media were."""
+
+    @abstractmethod
+    def options(self, batch_size: object) -> ShardConfig:
+        """The options of the run, of which ``batch_size`` is its own; tokenizers from where they are now."""
+
+    @abstractmethod
+    def load(self) -> UnitProcessor:
+        """What does units; every tokenizer in it must be the run's."""
+
+    @abstractmethod
+    def environment(self, device: torch.device | None, sounds: bool) -> dict[str, object]:
+        """This numeric environment, as the run would have written it down."""
+
+    @abstractmethod
+    def reader(self, split: str) -> Rows:
+        """The committed documents of a split."""
+
+    @abstractmethod
+    def comparison(self, result: VerifyResult) -> Comparison:
+        """What compares, and takes problems down in ``result``."""
+
+    @abstractmethod
+    def stored(self, reader: Any, number: int, row: dict[str, Any]) -> Any:
+        """A committed document, as :meth:`comparison` takes it."""
+
+    @abstractmethod
+    def again(
+        self, planned: PlannedUnit, documents: Iterator[Document], duplicates: Mapping[str, Mapping[int, Failure]]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """Documents of a unit as they are encoded now, by locator as stored, and why others would not be committed."""
+
+    # ---- what does not
+
+    def recorded(self, semantic: Set[str], batch_size: object) -> dict[str, object]:
+        """The options that the manifest has, and those that reading needs."""
+        options: dict[str, object] = {k: v for k, v in self.manifest.semantic.items() if k in semantic}
+        options |= {"inputs": ["-"], "out": self.config.directory, "max_consecutive_rejects": 1 << 60}
+        if batch_size is not None:  # there are media
+            options["batch_size"] = batch_size
+        options["images"] = stores_now(self.config, self.manifest)
+        options["filters"] = filters_now(self.config, self.manifest)
+        return options
+
+    def packages(self) -> set[str]:
+        """Packages whose versions may change what the sources' documents are."""
+        return packages_of({source.format for source in self.manifest.sources})
 
     def _index(self, progress: Progress) -> TemporaryDirectory[str] | None:
         """The picture stores' index: the run's, or one that is made in a folder which goes with what is returned."""
@@ -142,29 +215,11 @@ class Reencoder:
             index_stores(stores, progress)
             return scratch
 
-    def _load(self) -> UnitProcessor:
-        from tokkit.pipelines.unit import UnitJob, UnitProcessor
-
-        job = UnitJob(self._options, {}, self.vocabulary, self.manifest.layout.layout, str(self._device), "")
-        processor = UnitProcessor(job)
-        audio = processor.sounds.tokenizer if processor.sounds is not None else None
-        image = processor.image.tokenizer if processor.image is not None else None
-        loaded: dict[str, Any] = {"text": processor.text, "image": image, "audio": audio}
-        for kind, entry in self.manifest.tokenizers.items():
-            path = getattr(self._options, f"{kind}_tokenizer", None)
-            if loaded.get(kind) is None or loaded[kind].fingerprint != entry.fingerprint:
-                raise DataError(
-                    f"{path} is not the {kind} tokenizer that these shards were made with ({entry.fingerprint[:12]})"
-                )
-        return processor
-
     def run(self, records: Records, result: VerifyResult, progress: Progress) -> None:
         """Draw, encode and compare; what differs becomes a problem of ``result``."""
         sampled = draw(records, self.config.reencode, self.config.seed)
-        readers = {
-            split: DocumentReader(self.config.directory, split, entry.shards) for split, entry in self.manifest.splits.items()
-        }
-        tally = Tally(self.vocabulary, result)
+        readers: dict[str, Any] = {split: self.reader(split) for split in self.manifest.splits}
+        tally = self.comparison(result)
         ledger = Ledger(self.config.directory)
         units = sorted({s.unit for s in sampled})
         read = 0
@@ -178,7 +233,7 @@ class Reencoder:
                 read += record.unit.bytes
                 for locator, (s, row) in rows.items():
                     if locator in again:
-                        stored = Encoded(readers[s.split].tokens(s.number), row)
+                        stored = self.stored(readers[s.split], s.number, row)
                         tally.compare(_name(s, row), stored, again[locator], exact=record.numeric == self._numeric)
                 task.advance(len(mine))
         result.look("documents encoded again", tally.documents)
@@ -186,10 +241,8 @@ class Reencoder:
 
     def _encode(
         self, record: CommitRecord, rows: dict[str, tuple[Sampled, dict[str, Any]]], result: VerifyResult
-    ) -> dict[str, Encoded]:
+    ) -> dict[str, Any]:
         """Read a unit and encode its sampled documents (by locator); those that cannot be compared become problems."""
-        from tokkit.pipelines.unit import encode_again
-
         entry = record.unit
         root = self._roots[entry.source]
         missed = set(rows)
@@ -201,7 +254,7 @@ class Reencoder:
         try:
             files = [InputFile.of(root / entry.file, root)]
             source = make_source(entry.format, entry.source, root, files, self._source_options)
-            self._processor.job.sources[entry.source] = source
+            self.processor.job.sources[entry.source] = source
             unit = Unit(entry.source, entry.file, str(root / entry.file), entry.start, entry.stop, entry.bytes)
 
             def wanted() -> Iterator[Document]:
@@ -213,7 +266,7 @@ class Reencoder:
                     if locator not in left:
                         continue
                     left.remove(locator)
-                    document = self._processor.admission.admit(document)
+                    document = self.processor.admission.admit(document)
                     if document.failure is not None:
                         problem(locator, Code.INPUT_CHANGED, f"is no document any more: {document.failure.reason}")
                     elif document.hash != rows[locator][1]["hash"]:
@@ -225,14 +278,11 @@ class Reencoder:
 
             rejects = self.config.directory / "rejects" / f"{entry.index:05d}.jsonl"
             duplicates = recorded_duplicates(rejects) if rejects.exists() else {}
-            encoded, refused = encode_again(self._processor, PlannedUnit(entry.index, unit), wanted(), duplicates)
+            again, refused = self.again(PlannedUnit(entry.index, unit), wanted(), duplicates)
         except OSError as error:
             for locator in sorted(missed):
                 problem(locator, Code.INPUT_CHANGED, f"cannot be read from its input: {error.filename}: {error.strerror}")
             return {}
-        again = {}
-        for ids, row in encoded:
-            again[str(row["locator"])] = Encoded(ids, row)
         for locator, why in refused.items():
             problem(_escaped(locator), Code.REENCODE, f"is not committed when it is encoded again: {why}")
         for locator in sorted(missed - again.keys()):
@@ -249,50 +299,16 @@ def _escaped(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _options(config: VerifyConfig, manifest: Manifest, batch_size: object) -> ShardConfig:
-    """The options of the run, from the manifest; the tokenizers from where they are now."""
-    from tokkit.pipelines.shard import ShardConfig
-
-    options: dict[str, object] = {k: v for k, v in manifest.semantic.items() if k in SEMANTIC_OPTIONS}
-    options |= {"inputs": ["-"], "out": config.directory, "max_consecutive_rejects": 1 << 60}
-    if batch_size is not None:  # there are media
-        options["batch_size"] = batch_size
-    for kind in manifest.tokenizers:
-        options[f"{kind}_tokenizer"] = _tokenizer(config, kind)
-    options["images"] = _images(config, manifest)
-    options["filters"] = _filters(config, manifest)
+def as_options(kind: type[C], options: Mapping[str, object]) -> C:
+    """Recorded options, as a run takes them."""
     try:
-        return ShardConfig.model_validate(options)
+        return kind.model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
         raise DataError(f"the recorded options cannot be read: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
-def _filters(config: VerifyConfig, manifest: Manifest) -> list[str]:
-    """The user's functions as they were named; they must be those that the documents went through.
-
-    They are code: what the output says of where they are is told, and not run.
-    """
-    then = manifest.semantic.get(FILTERS)
-    if not isinstance(then, dict) or not then:
-        return []
-    specs = list(config.filters)
-    if not specs:
-        recorded = _job(config).get("filters")
-        found = recorded if isinstance(recorded, list) else [name.partition(" ")[2] for name in then]
-        asked = " ".join(f"--filter {spec}" for spec in found)
-        raise UsageError(f"documents went through filters, which are run only if you name them: give {asked}")
-    try:
-        now = filter_digests(load_filters(specs))
-    except ValueError as error:
-        raise UsageError(f"--filter: {error}") from None
-    if now != then:
-        listed = "\n".join(f"  - {line}" for line in differences(then, now))
-        raise DataError(f"documents went through other filters than these, or of another content:\n{listed}")
-    return specs
-
-
-def _check_repair(options: ShardConfig, manifest: Manifest) -> None:
+def _check_repair(options: ShardConfig, manifest: RunManifest) -> None:
     """Texts must be repaired by the versions that repaired them."""
     then = manifest.semantic.get(REPAIR)
     if isinstance(then, dict) and (now := repair_versions(options.fix_text)) != then:
@@ -300,88 +316,8 @@ def _check_repair(options: ShardConfig, manifest: Manifest) -> None:
         raise DataError(f"texts were repaired by other versions (--fix-text), and may say something else now: {listed}")
 
 
-def _job(config: VerifyConfig) -> dict[str, Any]:
-    """What ``run/job.json`` recorded; nothing where there is none."""
-    path = config.directory / "run" / "job.json"
-    entry = read_json(path) if path.exists() else None
-    return entry if isinstance(entry, dict) else {}
-
-
-def _leave_out_text_engine(now: dict[str, object], manifest: Manifest) -> None:
+def _leave_out_text_engine(now: dict[str, object], manifest: RunManifest) -> None:
     """A fast text engine has no part in pictures, and the text ids that it gave are held against its library's here."""
     then, packages = manifest.numeric.get("packages"), now["packages"]
     if isinstance(then, dict) and isinstance(packages, dict):
         now["packages"] = packages | {name: then[name] for name in TEXT_ENGINES if name in then}
-
-
-def _tokenizer(config: VerifyConfig, kind: str) -> Path:
-    given: Path | None = getattr(config, f"{kind}_tokenizer", None)
-    if given is not None:
-        if not given.exists():
-            raise UsageError(f"--{kind}-tokenizer {given}: no such file or folder")
-        return given
-    recorded = _job(config).get(f"{kind}_tokenizer")
-    if not isinstance(recorded, str) or not Path(recorded).exists():
-        where = f"at {recorded}, where the run had it" if recorded else "known (there is no run/job.json)"
-        raise UsageError(f"the {kind} tokenizer is not {where}; name it with --{kind}-tokenizer")
-    return Path(recorded)
-
-
-def _images(config: VerifyConfig, manifest: Manifest) -> list[str]:
-    """The picture stores of the run: as given, else as it recorded them."""
-    if not manifest.stores or config.images:
-        return list(config.images)
-    job = config.directory / "run" / "job.json"
-    entry = read_json(job) if job.exists() else None
-    recorded = entry.get("images") if isinstance(entry, dict) else None
-    if not isinstance(recorded, list) or len(recorded) != len(manifest.stores):
-        names = ", ".join(store.name for store in manifest.stores)
-        raise UsageError(f"the picture stores ({names}) are not known, there is no run/job.json: name them with --images")
-    return [str(typed) for typed in recorded]
-
-
-def _roots(config: VerifyConfig, manifest: Manifest) -> dict[str, Location]:
-    """The folder of each source: as given, else as the run recorded it."""
-    names = [source.name for source in manifest.sources]
-    roots: dict[str, Location] = {}
-    for text in config.inputs:
-        name, equals, path = text.partition("=")
-        if not equals and len(names) == 1:
-            name, path = names[0], text
-        if name not in names or not path:
-            raise UsageError(f"--input {text}: write NAME=FOLDER; the sources are called {', '.join(names)}")
-        roots[name] = located(path)
-    recorded = _recorded_roots(config.directory / "run" / "inputs.jsonl")
-    problems = []
-    for source in manifest.sources:
-        if not source.documents.get(Outcome.COMMITTED):
-            continue  # nothing of it can be drawn
-        root = roots.setdefault(source.name, recorded.get(source.name, Path()))
-        if source.name not in recorded and root == Path():
-            problems.append(f"{source.name}: not recorded (there is no run/inputs.jsonl)")
-        elif not root.is_dir():
-            problems.append(f"{source.name}: {root} is not there")
-    if problems:
-        listed = "\n".join(f"  - {p}" for p in problems)
-        raise UsageError(
-            f"documents cannot be read again, the input is not where it was:\n{listed}\nsay where with --input NAME=FOLDER"
-        )
-    return roots
-
-
-def _recorded_roots(path: Path) -> dict[str, Location]:
-    import json
-
-    roots: dict[str, Location] = {}
-    if not path.exists():
-        return roots
-    try:
-        with path.open() as file:
-            for line in file:
-                entry = json.loads(line)
-                below = "" if entry["name"] == "." else "/" + entry["name"]  # the input's own folder may be what is read
-                if entry["source"] not in roots and entry["path"].endswith(below):
-                    roots[entry["source"]] = located(entry["path"].removesuffix(below) or "/")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged ({error!r}); say where the inputs are with --input NAME=FOLDER") from None
-    return roots

@@ -6,26 +6,32 @@ records, manifest and packing plans say so and add up. Shards in which nothing i
 name (hard links; copies on another disk); the others are written again, each by itself, so that the next one's documents stay
 where they are. The manifest names the version that it came from.
 
-An interrupted removal is done again by the same command, to the same bytes.
+An interrupted removal is done again by the same command, to the same bytes. Token shards and feature caches differ in how their
+documents are told of and written (:class:`Kind`), and in nothing else.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 import tokkit
 from tokkit.errors import DataError, TokkitError, UsageError
 from tokkit.failpoints import failpoint
+from tokkit.features.manifest import CacheManifest, is_cache, load_cache_manifest
+from tokkit.features.store import FOLDER as FEATURES
 from tokkit.packing.store import load_plan
+from tokkit.pipelines import remove_shards
 from tokkit.pipelines.fingerprint import NAME as CONFIG
 from tokkit.pipelines.finish import add_counts, add_nested, folder_digest, split_totals
 from tokkit.pipelines.ledger import CommitRecord, sorted_counts
@@ -33,9 +39,9 @@ from tokkit.pipelines.plan import INPUTS
 from tokkit.pipelines.progress import Progress
 from tokkit.pipelines.remove_list import TABLE_COLUMNS, Matcher, Removed, described, read_names
 from tokkit.pipelines.remove_records import reject_lines, write_records
-from tokkit.pipelines.remove_shards import tables, write_split
+from tokkit.pipelines.remove_shards import Rewrite
 from tokkit.shards.manifest import NAME as MANIFEST
-from tokkit.shards.manifest import Manifest, RemovalEntry, file_entry, load_manifest
+from tokkit.shards.manifest import Manifest, RemovalEntry, RunManifest, Shard, file_entry, load_manifest
 from tokkit.storage import exclusive, fingerprint_of, is_attempt, pretty_json, read_json, record_json, write_atomic
 
 if TYPE_CHECKING:
@@ -45,6 +51,7 @@ CLAIM = "removal.json"  # in run/: which removal the directory is of
 UNMATCHED = "unmatched.txt"  # in run/: the names that stood for nothing
 COPIED = ("vocabulary.json", CONFIG, f"run/{INPUTS}", "run/ignored.jsonl")
 
+Outputs = Manifest | CacheManifest
 Rows = dict[str, list[npt.NDArray[np.int64]]]  # by split and shard, the rows that are removed
 
 
@@ -100,6 +107,30 @@ class RemoveResult:
         return {"out": str(self.out), "removal": removal, **told, "packs": packs}
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What differs between the products.
+
+    Attributes:
+        folder: of the shards.
+        tables: a shard's documents with :data:`~tokkit.pipelines.remove_list.TABLE_COLUMNS`, table by table.
+        rewrite: a shard without some documents (:func:`~tokkit.pipelines.remove_shards.write_split`).
+    """
+
+    folder: str
+    tables: Callable[[Path, str, Shard], Iterator[pa.Table]]
+    rewrite: Rewrite
+
+
+def _kind(manifest: Outputs) -> Kind:
+    if isinstance(manifest, Manifest):
+        token_tables = partial(remove_shards.tables, columns=list(TABLE_COLUMNS))
+        return Kind(remove_shards.FOLDER, token_tables, partial(remove_shards.rewrite_tokens, np.dtype(manifest.dtype)))
+    from tokkit.pipelines import remove_features
+
+    return Kind(FEATURES, remove_features.tables, remove_features.rewrite_features)
+
+
 @dataclass
 class _Found:
     """What the names stand for."""
@@ -120,7 +151,7 @@ def remove(config: RemoveConfig, progress: Progress) -> RemoveResult:
         UsageError: ``out`` holds something else, or another process is writing it.
         VerificationError: a file that has to be written anew is not what the manifest says.
     """
-    before = load_manifest(config.directory)
+    before = load_cache_manifest(config.directory) if is_cache(config.directory) else load_manifest(config.directory)
     if config.out.resolve() == config.directory.resolve():
         raise UsageError(f"--out is {config.directory} itself; the new version needs a directory of its own")
     names = read_names(config.lists, config.column)
@@ -147,10 +178,11 @@ def remove(config: RemoveConfig, progress: Progress) -> RemoveResult:
 # ---- what the names stand for
 
 
-def _find(config: RemoveConfig, manifest: Manifest, names: set[str], progress: Progress) -> _Found:
+def _find(config: RemoveConfig, manifest: Outputs, names: set[str], progress: Progress) -> _Found:
     duplicates, elsewhere = _not_committed(config.directory, manifest, names)
     more = {name for originals in duplicates.values() for name in originals} if config.originals else set()
     matcher = Matcher(names | more, config.fields)
+    read = _kind(manifest).tables
     rows: Rows = {}
     removed: list[Removed] = []
     total = sum(split.documents for split in manifest.splits.values())
@@ -160,7 +192,7 @@ def _find(config: RemoveConfig, manifest: Manifest, names: set[str], progress: P
             for shard in entry.shards:
                 mine = []
                 at = 0
-                for table in tables(config.directory, split, shard, list(TABLE_COLUMNS)):
+                for table in read(config.directory, split, shard):
                     hit = matcher.rows(table)
                     removed += described(table, hit, split)
                     mine.append(hit + at)
@@ -183,7 +215,7 @@ def _some(names: Sequence[str]) -> str:
     return f"{shown} and {len(names) - 5:,} more" if len(names) > 5 else shown
 
 
-def _not_committed(directory: Path, manifest: Manifest, names: set[str]) -> tuple[dict[str, set[str]], dict[str, str]]:
+def _not_committed(directory: Path, manifest: RunManifest, names: set[str]) -> tuple[dict[str, set[str]], dict[str, str]]:
     """Of names of documents that were not committed: what the duplicates are duplicates of, and the outcome of each."""
     duplicates: dict[str, set[str]] = defaultdict(set)
     elsewhere: dict[str, str] = {}
@@ -222,7 +254,7 @@ def _claimed(config: RemoveConfig, removal: RemovalEntry) -> Iterator[bool]:
         yield (out / MANIFEST).exists()
 
 
-def _write(config: RemoveConfig, before: Manifest, found: _Found, removal: RemovalEntry, progress: Progress) -> None:
+def _write(config: RemoveConfig, before: Outputs, found: _Found, removal: RemovalEntry, progress: Progress) -> None:
     """Everything but packing plans and report."""
     directory, out = config.directory, config.out
     for name in COPIED:
@@ -233,10 +265,11 @@ def _write(config: RemoveConfig, before: Manifest, found: _Found, removal: Remov
         write_atomic(out / "run" / job.name, pretty_json({**read_json(job), "out": str(out.resolve())}))
     records = write_records(directory, out, before, found.removed)
     tokens = sum(split.tokens for split in before.splits.values())
-    splits = {}
+    splits, kind = {}, _kind(before)
     with progress.task("remove", total=tokens, unit="tokens") as task:
         for name, split in before.splits.items():
-            shards = write_split(directory, out, before, name, split, found.rows[name], task)
+            source, target = (base / kind.folder / name for base in (directory, out))
+            shards = remove_shards.write_split(source, target, split, found.rows[name], kind.rewrite, task)
             splits[name] = split_totals(name, records, shards)
     by_source: dict[str, list[CommitRecord]] = defaultdict(list)
     for record in records:
@@ -265,6 +298,11 @@ def _write(config: RemoveConfig, before: Manifest, found: _Found, removal: Remov
             "removals": [*before.removals, removal],
         }
     )
+    if isinstance(manifest, CacheManifest):
+        from tokkit.pipelines.features_shards import feature_totals
+
+        totals = {name: feature_totals(out, name, split) for name, split in splits.items()}
+        manifest = manifest.model_copy(update={"features": totals})
     failpoint("before-manifest")
     write_atomic(out / MANIFEST, record_json(manifest.model_dump(mode="json")))
 
@@ -274,6 +312,7 @@ def _write(config: RemoveConfig, before: Manifest, found: _Found, removal: Remov
 
 def _pack(config: RemoveConfig, progress: Progress) -> dict[str, dict[str, SplitResult]]:
     """The packing plans of the old version, made for the new one."""
+    from tokkit.packing.policy import TooLong
     from tokkit.pipelines.pack import PackConfig, pack
 
     made = {}
@@ -288,6 +327,9 @@ def _pack(config: RemoveConfig, progress: Progress) -> dict[str, dict[str, Split
             name=folder.name,
             split_policy=record.policy,
             max_documents=record.max_documents,
+            align=record.align,
+            mixing=record.mixing,
+            too_long=TooLong.LEAVE_OUT,  # what it left out was agreed to when it was made
             materialize=(stored / "rows").is_dir(),
         )
         made[folder.name] = pack(plan, progress).splits
@@ -299,6 +341,11 @@ def _report(config: RemoveConfig, progress: Progress) -> None:
     from tokkit.pipelines.report import ReportConfig, write_report
 
     if not (config.directory / "report.html").exists():
+        return
+    if is_cache(config.out):
+        from tokkit.pipelines.features_report import write_features_report
+
+        write_features_report(config.out)
         return
     job = config.out / "run" / "job.json"
     shown = int(read_json(job).get("report_documents", 0)) if job.exists() else 0

@@ -12,7 +12,7 @@ from tokkit.documents import Outcome
 from tokkit.errors import DataError
 from tokkit.pipelines.ledger import CommitRecord, Ledger, SplitCounts
 from tokkit.pipelines.remove_list import Removed
-from tokkit.shards.manifest import REMOVED, Manifest, ShardFile
+from tokkit.shards.manifest import REMOVED, RunManifest, ShardFile
 from tokkit.storage import fsync, pretty_json, remove_attempts, same_file, sha256_file, write_atomic
 
 
@@ -30,7 +30,7 @@ def reject_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield entry
 
 
-def write_records(directory: Path, out: Path, before: Manifest, removed: Sequence[Removed]) -> list[CommitRecord]:
+def write_records(directory: Path, out: Path, before: RunManifest, removed: Sequence[Removed]) -> list[CommitRecord]:
     """All commit records and reject lists of the new version; returns the records."""
     units: dict[int, list[Removed]] = defaultdict(list)
     for document in removed:

@@ -1,8 +1,11 @@
-"""Shards of an output that documents are removed from (:mod:`tokkit.pipelines.remove`): each is kept, written anew, or gone."""
+"""Token shards that documents are removed from (:mod:`tokkit.pipelines.remove`): each is kept, written anew, or gone.
+
+Which it is, and the names and links of what is kept, are the same for feature caches (:mod:`tokkit.pipelines.remove_features`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +17,22 @@ from tokkit.errors import DataError, VerificationError
 from tokkit.failpoints import failpoint
 from tokkit.pipelines.progress import Task
 from tokkit.shards.manifest import NAME as MANIFEST
-from tokkit.shards.manifest import Manifest, Shard, Split
+from tokkit.shards.manifest import Shard, Split
 from tokkit.shards.native import ROW_GROUP, ShardWriter, map_tokens
 from tokkit.storage import fsync, remove_attempts, same_file, sha256_file
+
+FOLDER = "tokens"
+
+Rewrite = Callable[[Path, Path, Shard, npt.NDArray[np.int64], str], Shard]
 
 
 def tables(directory: Path, split: str, shard: Shard, columns: list[str] | None = None) -> Iterator[pa.Table]:
     """A shard's document table, by row groups."""
-    path = directory / "tokens" / split / shard.files["parquet"].name
+    yield from row_groups(directory / FOLDER / split / shard.files["parquet"].name, columns)
+
+
+def row_groups(path: Path, columns: list[str] | None) -> Iterator[pa.Table]:
+    """A table's row groups; DataError where it cannot be read."""
     try:
         with pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=ROW_GROUP, columns=columns, use_threads=False):
@@ -31,10 +42,15 @@ def tables(directory: Path, split: str, shard: Shard, columns: list[str] | None 
 
 
 def write_split(
-    directory: Path, out: Path, before: Manifest, name: str, split: Split, rows: list[npt.NDArray[np.int64]], task: Task
+    source: Path, target: Path, split: Split, rows: list[npt.NDArray[np.int64]], rewrite: Rewrite, task: Task
 ) -> list[Shard]:
-    """The shards of a split: those that lose nothing as they are, those that lose all not at all."""
-    source, target = directory / "tokens" / name, out / "tokens" / name
+    """The shards of a split: those that lose nothing as they are, those that lose all not at all.
+
+    Args:
+        source, target: the split's folders of the old and the new version.
+        rows: by shard, the documents that are removed.
+        rewrite: writes a shard without them, given both folders, the shard, its rows and its new number.
+    """
     target.mkdir(parents=True, exist_ok=True)
     remove_attempts(target)
     shards: list[Shard] = []
@@ -47,27 +63,31 @@ def write_split(
                 same_file(source / file.name, target / files[suffix].name)
             shards.append(shard.model_copy(update={"files": files}))
         elif len(gone) < shard.documents:
-            shards.append(_rewrite(directory, target, name, shard, gone, np.dtype(before.dtype), number))
+            shards.append(rewrite(source, target, shard, gone, number))
         task.advance(shard.tokens)
     fsync(target)
     return shards
 
 
-def _rewrite(
-    directory: Path, target: Path, split: str, shard: Shard, gone: npt.NDArray[np.int64], dtype: np.dtype, number: str
-) -> Shard:
-    """A shard without the rows ``gone``."""
-    source = directory / "tokens" / split
-    for suffix in ("bin", "parquet"):  # or damage would get a good checksum
+def check_sound(source: Path, shard: Shard, suffixes: Sequence[str]) -> None:
+    """Raise VerificationError where a file is not what the manifest says, or damage would get a good checksum."""
+    for suffix in suffixes:
         file = shard.files[suffix]
         if sha256_file(source / file.name) != file.sha256:
             raise VerificationError(f"{source / file.name} is damaged: its checksum is not the one in {MANIFEST}")
+
+
+def rewrite_tokens(
+    dtype: np.dtype, source: Path, target: Path, shard: Shard, gone: npt.NDArray[np.int64], number: str
+) -> Shard:
+    """A shard of token ids of ``dtype`` without the rows ``gone``; see :func:`write_split`."""
+    check_sound(source, shard, ("bin", "parquet"))
     tokens = map_tokens(source / shard.files["bin"].name, dtype)
     kept = np.ones(shard.documents, dtype=bool)
     kept[gone] = False
     with ShardWriter(target, dtype) as writer:
         row = position = 0
-        for table in tables(directory, split, shard):
+        for table in row_groups(source / shard.files["parquet"].name, None):
             ends = position + np.cumsum(table.column("tokens").to_numpy())
             edges = np.flatnonzero(np.diff(kept[row : row + table.num_rows].astype(np.int8), prepend=0, append=0))
             for first, last in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):

@@ -1,7 +1,8 @@
 """``report.html``: one page that shows what a directory holds, with some documents decoded back from their tokens.
 
-Everything on it is a function of the shards (no times), so the page is the same whoever makes it. It stands alone: pictures are
-embedded, nothing is loaded from elsewhere.
+Everything on it is a function of the shards (no times), so the page is the same whoever makes it. It stands alone: pictures and
+sounds are embedded, nothing is loaded from elsewhere. A sound is there to be heard, as one channel and no longer than
+:data:`LONGEST_SOUND`, and as its spectrogram; all sounds together are at most :data:`MOST_SOUND_BYTES`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tokkit.documents import Outcome
 from tokkit.failpoints import failpoint
-from tokkit.pipelines.decoding import DecodedDocument, DecodedGap, DecodedImage, DecodedText, DocumentDecoder
+from tokkit.metrics.audio import HOP
+from tokkit.pipelines.decoding import DecodedAudio, DecodedDocument, DecodedGap, DecodedImage, DecodedText, DocumentDecoder
 from tokkit.pipelines.progress import Progress
+from tokkit.pipelines.sound_page import BYTES_OF_SAMPLE, sound_uri, spectrogram
+from tokkit.pipelines.threads import one_thread
+from tokkit.places import Place
 from tokkit.shards.manifest import Manifest, load_manifest
 from tokkit.shards.spans import SpanTable
 from tokkit.storage import read_json, write_atomic
@@ -31,6 +36,8 @@ from tokkit.vocabulary import MODALITIES
 NAME = "report.html"
 LONGEST_TEXT = 1500  # characters of one text that the page shows
 MOST_PARTS = 24  # parts of one document
+LONGEST_SOUND = 10.0  # seconds of one sound
+MOST_SOUND_BYTES = 4 << 20  # of the sounds of the page, as WAV
 
 
 class ReportConfig(BaseModel):
@@ -44,11 +51,13 @@ class ReportConfig(BaseModel):
 
 @dataclass(frozen=True)
 class _Part:
-    """What the page shows of a part: text, or an embedded picture; ``note`` is what stands beside it."""
+    """What the page shows of a part: text, an embedded picture, or a sound to hear and see; ``note`` stands beside it."""
 
     text: str | None
     image: str | None
     note: str
+    sound: str | None = None
+    spectrogram: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,14 +68,14 @@ class _Shown:
     more: int
 
 
-def write_report(config: ReportConfig, progress: Progress) -> Path:
-    """Write ``report.html`` into a finished directory.
+def write_report(config: ReportConfig, progress: Progress, place: Place | None = None) -> Path:
+    """Write ``report.html`` into a finished directory; ``place`` is where its shards lie, if not there.
 
     Raises:
         DataError, UsageError: the directory is damaged, or its tokenizers are gone.
     """
     manifest = load_manifest(config.directory)
-    documents = _decoded(config, progress) if config.documents else []
+    documents = _decoded(config, progress, place) if config.documents else []
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["thousands"] = lambda n: f"{n:,}"
     environment.filters["percent"] = lambda x: f"{100 * x:.2f} %"
@@ -85,13 +94,14 @@ def write_report(config: ReportConfig, progress: Progress) -> Path:
     return path
 
 
-def _decoded(config: ReportConfig, progress: Progress) -> list[_Shown]:
-    decoder = DocumentDecoder(config.directory)
+def _decoded(config: ReportConfig, progress: Progress, place: Place | None) -> list[_Shown]:
+    decoder = DocumentDecoder(config.directory, place=place)
     chosen = choose_documents(decoder, config.documents)
     documents = []
-    with progress.task("report", total=len(chosen), unit="documents") as task:
+    room = _Room(MOST_SOUND_BYTES)
+    with progress.task("report", total=len(chosen), unit="documents") as task, one_thread():
         for split, number in chosen:
-            documents.append(_shown(decoder.decode(split, number)))
+            documents.append(_shown(decoder.decode(split, number, LONGEST_SOUND), room))
             task.advance()
     return documents
 
@@ -141,7 +151,36 @@ def data_uri(pixels: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _shown(document: DecodedDocument) -> _Shown:
+@dataclass
+class _Room:
+    """Bytes that the page has left for sounds."""
+
+    left: int
+
+    def take(self, size: int) -> bool:
+        """Whether there is room for so many, which then are gone."""
+        fits = size <= self.left
+        self.left -= size if fits else 0
+        return fits
+
+
+def _heard(part: DecodedAudio, room: _Room) -> _Part:
+    """A sound as one channel."""
+    books, frames = part.codes.shape
+    note = f"{frames:,} frames x {books} = {part.tokens:,} codes"
+    if part.samples is None:
+        return _Part(None, None, note)
+    rate, mono = part.sample_rate, part.samples.mean(axis=0)
+    note = f"{part.length / rate:.2f} s at {rate:,} Hz, {note}"
+    if part.length > len(mono):
+        note += f"; the first {len(mono) / rate:.0f} s of it"
+    picture = data_uri(spectrogram(mono, rate, len(mono) // HOP + 1))
+    if not room.take(BYTES_OF_SAMPLE * len(mono)):
+        return _Part(None, None, note + "; not to be heard here, since the page has sounds enough", spectrogram=picture)
+    return _Part(None, None, note, sound_uri(mono, rate), picture)
+
+
+def _shown(document: DecodedDocument, room: _Room) -> _Shown:
     parts = []
     for part in document.parts[:MOST_PARTS]:
         if isinstance(part, DecodedText):
@@ -155,7 +194,7 @@ def _shown(document: DecodedDocument) -> _Shown:
         elif isinstance(part, DecodedGap):
             parts.append(_Part(None, None, "a picture that is missing"))
         else:
-            parts.append(_Part(None, None, f"a sound of {part.tokens:,} codes"))
+            parts.append(_heard(part, room))
     title = f"{document.row['source']}/{document.row['locator']}"
     return _Shown(title, int(str(document.row["tokens"])), parts, max(0, len(document.parts) - MOST_PARTS))
 

@@ -7,9 +7,9 @@
     audio/00000.tar                           sounds with transcripts, a WebDataset tar
     text/articles.jsonl.gz                    text in several scripts, code and tables among it
 
-Some of it is broken on purpose, in the ways that real corpora are: truncated pictures, web pages saved as pictures, failed
-downloads, missing files, lines that are not JSON. :class:`SampleCorpus` says how much of what, so that what a pipeline reports
-can be compared. Same seed and library versions, same bytes; nothing is downloaded.
+Some of it is broken on purpose, in the ways that real corpora are: truncated pictures and sounds, web pages saved as pictures
+or sounds, failed downloads, missing files, lines that are not JSON. :class:`SampleCorpus` says how much of what, so that what a
+pipeline reports can be compared. Same seed and library versions, same bytes; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from tokkit.pipelines.sample.sounds import RATE, draw_sound
 from tokkit.storage import write_atomic
 
 IMAGE_SHARDS, IMAGES_PER_SHARD = 2, 160
-DOCUMENTS, CLIPS, ARTICLES = 40, 24, 400
+DOCUMENTS, CLIPS, ARTICLES = 40, 48, 400
 MTIME = 1_700_000_000
 LICENCE = "CC0-1.0"
 
 _FAILED = ("HTTP Error 404: Not Found", "<urlopen error [Errno -2] Name or service not known>", "The read operation timed out")
 _FAILED_ROWS, _TRUNCATED, _HTML = (17, 60, 131), (42,), (95,)  # rows of each shard
 _MISSING, _CUT = (5, 23), 31  # documents whose first picture is missing or cut off
+_CUT_SOUNDS, _HTML_SOUNDS = (13, 38), (27,)
 _WEB_PAGE = b"<!DOCTYPE html>\n<html><head><title>404 Not Found</title></head><body><h1>Not Found</h1></body></html>\n"
 _BROKEN_LINES = (
     b'{"id": "article-broken", "text": "cut off in the mid\n',
@@ -298,10 +299,17 @@ def _write_audio(directory: Path, seed: int, task: Task) -> SamplePart:
             "speaker": sound.speaker,
             "license": LICENCE,
         }
-        samples.append((key, {"wav": sound.wav(), "txt": sound.transcript.encode(), "json": json.dumps(fields).encode()}))
+        wav = sound.wav()
+        if number in _CUT_SOUNDS:
+            wav = wav[: len(wav) * 3 // 5]
+        elif number in _HTML_SOUNDS:
+            wav = _WEB_PAGE
+        samples.append((key, {"wav": wav, "txt": sound.transcript.encode(), "json": json.dumps(fields).encode()}))
         task.advance()
     _write_tar(directory / "00000.tar", samples)
-    return SamplePart("audio", "webdataset", directory, ("00000.tar",), CLIPS, {"audio": CLIPS})
+    lost = {"audio-truncated": len(_CUT_SOUNDS), "audio-unrecognised": len(_HTML_SOUNDS)}
+    failures = {f"{level}/rejected/{reason}": count for level in ("document", "item") for reason, count in lost.items()}
+    return SamplePart("audio", "webdataset", directory, ("00000.tar",), CLIPS, {"audio": CLIPS}, failures)
 
 
 def _write_text(directory: Path, seed: int, task: Task) -> SamplePart:

@@ -43,8 +43,10 @@ def _meant(error: Mapping[str, Any], kind: type[BaseModel]) -> str:
     """For an option that is unknown: which one may have been meant."""
     if error["type"] != "extra_forbidden" or len(error["loc"]) != 1:
         return ""
-    close = get_close_matches(str(error["loc"][0]).replace("-", "_"), kind.model_fields, 1)
-    return f"; did you mean {close[0]}?" if close else ""
+    given = str(error["loc"][0]).replace("-", "_")
+    close = get_close_matches(given, kind.model_fields)
+    akin = [name for name in close if name.partition("_")[0] == given.partition("_")[0]]  # a name's first word counts for more
+    return f"; did you mean {(akin or close)[0]}?" if close else ""
 
 
 def _line(error: Mapping[str, object]) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokkit.errors import BudgetExceeded
+from tokkit.errors import BudgetExceeded, DataError
 from tokkit.pipelines.progress import Progress
 from tokkit.shards.manifest import DamageEntry, StoreTotals
 
 if TYPE_CHECKING:
+    from tokkit.pipelines.output import Output
+    from tokkit.sources.base import Source
     from tokkit.sources.stores.lookup import PictureStores
 
 FOLDER = "stores"
@@ -52,6 +56,34 @@ def index_stores(stores: PictureStores, progress: Progress, *, strict: bool = Fa
             progress.log(f"damaged: {line}")
         if len(damage) > SHOWN:
             progress.log(f"damaged: {len(damage) - SHOWN} more places, all of them in manifest.json")
+
+
+def placed_sources(sources: Mapping[str, Source], out: Path) -> dict[str, Source]:
+    """The sources for workers that have another folder of the output, on another machine: they look for the index in it."""
+    from tokkit.sources.stores.lookup import PictureStores
+
+    placed = dict(sources)
+    for name, source in sources.items():
+        stores = source.options.stores
+        if stores is not None:
+            placed[name] = copy.copy(source)
+            placed[name].options = replace(source.options, stores=PictureStores(stores.stores, out / "run" / FOLDER))
+    return placed
+
+
+def bring_index(sources: Iterable[Source], output: Output) -> None:
+    """Have the stores' index here, which another process made, unless it is.
+
+    Raises:
+        TransientError: the output's store did not give it.
+    """
+    stores = next((source.options.stores for source in sources if source.options.stores is not None), None)
+    if stores is None:
+        return
+    try:
+        stores.summaries()
+    except DataError:
+        output.pull(f"run/{FOLDER}/")
 
 
 def store_totals(stores: PictureStores | None, found: Mapping[str, int]) -> list[StoreTotals]:

@@ -13,10 +13,9 @@ writes.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import log
 from pathlib import Path
 from typing import Any
@@ -24,41 +23,43 @@ from typing import Any
 import torch
 from PIL import Image as PILImage
 
-from tokkit.errors import DataError, FingerprintMismatch, UsageError
 from tokkit.metrics.codebook import CodebookWindow
 from tokkit.pipelines.inputs import announce_ignored
-from tokkit.pipelines.progress import Progress, SilentProgress, duration
-from tokkit.pipelines.train_vq_config import DEFAULT_STEPS, TrainVQConfig
+from tokkit.pipelines.progress import Progress, duration
+from tokkit.pipelines.train_vq_config import TrainVQConfig
 from tokkit.pipelines.train_vq_data import TrainingData, cached, streamed
 from tokkit.pipelines.train_vq_parts import (
     Start,
     built_critics,
     built_tokenizer,
-    check_parts,
-    device_of,
     objective_of,
     optimisation_of,
     precision_of,
     start_of,
 )
-from tokkit.pipelines.training_page import write_training_page
-from tokkit.pipelines.training_run import RunEnd, RunOptions, TrainingRun, checkpoints, differing
+from tokkit.pipelines.training_config import DEFAULT_STEPS
+from tokkit.pipelines.training_job import (
+    check_parts,
+    computing,
+    device_of,
+    finished,
+    run_options,
+    threads_of,
+    together,
+    write_result,
+)
+from tokkit.pipelines.training_run import RunEnd, TrainingRun
 from tokkit.sources.resolve import resolve_inputs
-from tokkit.storage import pretty_json, read_json, replacing, write_atomic
-from tokkit.tokenizers.folder import CONFIG_FILE
 from tokkit.tokenizers.image.config import ImageTokenizerConfig
 from tokkit.tokenizers.image.quantizer_config import ResidualVqQuantizer, VqQuantizer
 from tokkit.tokenizers.image.storage import save_image_tokenizer
 from tokkit.training.alarms import Watch
 from tokkit.training.engine import Engine, World
-from tokkit.training.engine.world import joined
 from tokkit.training.image_task import ImageTask, sample_grid
-from tokkit.training.pictures import Picture, Reject, pictures_of
+from tokkit.training.items import Reject
+from tokkit.training.pictures import Picture, pictures_of
 
 __all__ = ["DEFAULT_STEPS", "TrainVQConfig", "TrainVQResult", "train_on_pictures", "train_vq"]
-
-SAMPLES_FILE = "samples.png"
-RESULT_FILE = "training.json"
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,10 @@ def train_vq(config: TrainVQConfig, progress: Progress) -> TrainVQResult:
         DivergedError: the loss is no number any more.
     """
     start = start_of(config)
-    finished = _check_out(config, start)
-    if finished is not None:
+    before = finished(config, _identity(config, start), TrainVQResult)
+    if before is not None:
         progress.log(f"{config.out} is finished already; nothing to do")
-        return finished
+        return before
     inputs = resolve_inputs(list(config.inputs))
     announce_ignored(inputs, progress)
     if config.stream:
@@ -123,12 +124,7 @@ def train_on_pictures(
 
 def _run(config: TrainVQConfig, start: Start, progress: Progress, data: Callable[[_Run], TrainingData]) -> TrainVQResult:
     device = device_of(config)
-    before = torch.get_num_threads()
-    with joined(device) as world:
-        try:
-            return _Run(config, start, device, world, progress if world.main else SilentProgress()).run(data)
-        finally:
-            torch.set_num_threads(before)
+    return together(device, progress, lambda world, told: _Run(config, start, device, world, told).run(data))
 
 
 class _Run:
@@ -139,10 +135,9 @@ class _Run:
     figures = ("val_psnr", "val_ssim", "val_lpips")
 
     def __init__(self, config: TrainVQConfig, start: Start, device: str, world: World, progress: Progress) -> None:
-        check_parts(config, world)
+        check_parts(config, config.batch_size, world)
         self.config, self.start, self.device, self.world, self.progress = config, start, device, world, progress
-        cores = os.cpu_count() or 1
-        self.threads = [config.threads] if config.threads else [1] if world.size > 1 else [cores, 1]
+        self.threads = threads_of(config, world)
         self.at_once = config.batch_size // (world.size * config.accumulate)
 
     @property
@@ -183,20 +178,8 @@ class _Run:
             ]
             if before:
                 self.progress.log(f"before training: held-out {', '.join(before)}")
-        options = RunOptions(
-            out=config.out,
-            max_steps=config.max_steps,
-            max_seconds=config.max_minutes * 60 if config.max_minutes else None,
-            batch_size=config.batch_size,
-            identity=_identity(config, self.start) | files | {"precision": precision_of(config, self.device)},
-            data=self.data.digest,
-            log_every=config.log_every,
-            checkpoint_every=config.checkpoint_every,
-            keep_last=config.keep_last,
-            resume=config.resume,
-            threads=self.threads,
-            tensorboard=config.tensorboard,
-        )
+        identity = _identity(config, self.start) | files | {"precision": precision_of(config, self.device)}
+        options = run_options(config, config.batch_size, self.threads, identity, self.data.digest)
         watch = Watch(
             total_codes=size,
             learned_table=isinstance(self.start.config.quantizer, VqQuantizer | ResidualVqQuantizer),
@@ -212,16 +195,18 @@ class _Run:
     def _announce(self) -> None:
         tokenizer, recipe = self.task.tokenizer, self.config.resolved_recipe
         books = "" if tokenizer.codebooks == 1 else f"{tokenizer.codebooks} times "
-        where = f"{' or '.join(map(str, self.threads))} threads" if self.device == "cpu" else "the GPU"
         what = f"{recipe.loss.upper()}" + (f", {recipe.gan} discriminator" if recipe.gan != "none" else "")
         together = f", {self.world.size} processes" if self.world.size > 1 else ""
         self.progress.log(
             f"{tokenizer.config.name} at {tokenizer.config.preprocessing.size} px: {parameters(tokenizer) / 1e6:.2f} M "
             f"parameters, {books}{tokenizer.codebook_size} codes, {tokenizer.grid[0]}x{tokenizer.grid[1]} a picture; "
-            f"{what}; {where}{together}"
+            f"{what}; {computing(self.device, self.threads)}{together}"
         )
 
     # ---- what the run asks for
+
+    def complete(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def validate(self) -> dict[str, float | None]:
         if self.data.held_out is None:
@@ -275,13 +260,8 @@ class _Run:
         )
         if not self.world.main:
             return result
-        drawn = self.draw()
-        if drawn is not None:
-            with replacing(out / SAMPLES_FILE) as temporary:
-                drawn.save(temporary, format="png")
         options = self.config.resolved() | {"weights_from": self.start.identity}
-        write_atomic(out / RESULT_FILE, pretty_json({"options": options, "result": asdict(result)}))
-        write_training_page(out, f"tokkit train-vq: {self.start.config.name}", options, asdict(result))
+        write_result(out, f"tokkit train-vq: {self.start.config.name}", options, result, self.draw())
         save_image_tokenizer(tokenizer, out)
         if end.stopped_by == "time":
             self.progress.log(f"stopped after {duration(end.seconds)}, the time given, at step {result.steps}")
@@ -296,28 +276,3 @@ def parameters(module: torch.nn.Module) -> int:
 
 def _identity(config: TrainVQConfig, start: Start) -> dict[str, Any]:
     return config.semantic() | {"weights_from": start.identity}
-
-
-def _check_out(config: TrainVQConfig, start: Start) -> TrainVQResult | None:
-    """What ``out`` holds: None where the run may begin or go on, the result where it is finished and ``resume`` was given."""
-    if (config.out / CONFIG_FILE).exists():
-        if not config.resume:
-            raise UsageError(f"{config.out} holds a tokenizer already; name another folder, or remove it")
-        if not (config.out / RESULT_FILE).exists():
-            raise UsageError(f"{config.out} holds a tokenizer that this job did not make; name another folder")
-        return _finished(config, start, config.out / RESULT_FILE)
-    if checkpoints(config.out) and not config.resume:
-        raise UsageError(f"{config.out} holds an unfinished run; give --resume to go on with it, or remove it")
-    return None
-
-
-def _finished(config: TrainVQConfig, start: Start, path: Path) -> TrainVQResult:
-    described = read_json(path)
-    try:
-        differences = differing(_identity(config, start), described["options"])
-        result = TrainVQResult(**described["result"] | {"alarms": tuple(described["result"]["alarms"])})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not the result of this job ({error})") from None
-    if differences:
-        raise FingerprintMismatch(f"{config.out} holds the tokenizer of another run: {'; '.join(differences)}")
-    return result

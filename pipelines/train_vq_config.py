@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from tokkit.pipelines.training_config import FINE_TUNING_LR, TrainingConfig
 from tokkit.tokenizers.image.presets import learning_rate
 from tokkit.training.discriminators import DiscriminatorKind
 from tokkit.training.engine.engine import Precision
 from tokkit.training.losses import GanLoss, ReconstructionLoss
 
-DEFAULT_STEPS = 5000
-FINE_TUNING_LR = 1e-4
-
 RecipeName = Literal["plain", "gan"]
 BestBy = Literal["psnr", "ssim", "lpips", "last"]
-
-# What the weights do not depend on: a run may go on with others of these.
-_NOT_SEMANTIC = {
-    *("inputs", "out", "threads", "resume", "log_every", "checkpoint_every", "keep_last", "tensorboard", "compile"),
-    *("recompute", "lpips_vgg", "workers", "lpips_heads", "logit_model", "gan_model", "init_from", "device"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,70 +34,41 @@ class Recipe:
     ema: float
 
 
-class TrainVQConfig(BaseModel):
-    """Options of the job. Those that are None take the recipe's, or the preset's, value.
+class TrainVQConfig(TrainingConfig):
+    """Options of the job; those that any training has are told by :class:`TrainingConfig`. Those that are None take the
+    recipe's, or the preset's, value.
 
     Attributes:
-        inputs: paths, globs or ``format:path``, as for every job.
-        out: folder of the tokenizer; made if absent.
-        preset: where the tokenizer's configuration starts from.
-        init_from: a tokenizer's folder or a released checkpoint to go on from; its configuration then takes the preset's place.
-        overrides: ``section.field`` of that configuration to value.
         resolution: side of the pictures in training and, later, in encoding; the preset's if not given.
-        steps: updates; if not given, 5000, or as many as ``max_minutes`` allows.
-        max_minutes: end after this time even if steps are left; the learning rate falls by whichever is further.
         recipe: ``plain``: reconstruction only; ``gan``: L1, perceptual losses whose networks are given, a discriminator and
             averaged weights. ``plain`` for the presets that are made for CPUs and with ``init_from``, ``gan`` for the others.
-        batch_size, lr, warmup, weight_decay: of the optimisation; ``batch_size`` is that of an update, over all processes;
-            ``lr`` is the peak, the preset's own if not given, and ``warmup`` a share of the run.
-        accumulate: parts of a batch that go through the network one after another.
+        batch_size, weight_decay: of the optimisation; ``batch_size`` is that of an update, over all processes.
         loss, reconstruction_weight: of the pixels.
         lpips_vgg, lpips_heads, lpips_weight: files for LPIPS (a VGG16 trunk and the linear heads), and its weight.
         logit_model, logit_weight: folder of a classifier whose logits are compared (ResNet-50), and the weight.
         gan: kind of discriminator; ``features`` looks at the features of ``gan_model`` (folder of DINO, DINOv2).
-        gan_loss, gan_weight, gan_adaptive: of the adversarial loss.
-        gan_start, gan_lead_in: share of the run after which it is on, and how long before that the discriminator learns alone.
+        gan_loss, gan_weight, gan_adaptive: of the adversarial loss; ``gan_start`` is the share of the run after which it is on.
         lecam: weight of the discriminator's regularisation.
-        discriminator_lr, discriminator_channels: peak learning rate (the generator's if not given) and width.
-        ema: decay of the averaged weights, which are what is validated and written; 0 for none.
+        discriminator_channels: width of the discriminator.
         min_crop_area, flip: of the augmentation.
-        seed: of weights, order and augmentation.
-        device: ``cpu`` or ``cuda``; if not given, a GPU where there is one.
         precision: ``bf16``: networks under autocast, losses and quantizer in float32; if not given, bf16 on a GPU.
         compile: compile the networks (torch.compile).
         recompute: compute activations again in the backward pass instead of keeping them: less memory, a third more time.
-        threads: of training; if not given, all cores or one, whichever is faster as measured while it goes. The weights then
-            depend on the machine by rounding; name a number to have them again to the byte.
-        val_fraction: share of pictures held out.
-        cache_mb: decoded pictures to hold; the rest of the input is not used, unless ``stream`` is set.
-        stream: hold no decoded pictures: read and decode all of the input again in each epoch, while the training goes on.
-        block_mb: with ``stream``, encoded pictures that are held at once and put into a random order.
         workers: processes that decode (with ``stream``), or threads that crop; if not given, 0 beside a CPU (in turn with the
             training) but one with ``stream``, and all cores but two beside a GPU.
-        log_every: steps between two lines of metrics.jsonl.
-        checkpoint_every: steps between two checkpoints; the newest ``keep_last`` are kept.
         best_by: held-out figure that ``best/`` goes by; ``last``: it is the newest one. If not given, LPIPS where
             it is measured, else ``last`` with a discriminator (PSNR and SSIM prefer soft pictures), else PSNR.
-        tensorboard: write TensorBoard's files too.
-        resume: go on from the newest checkpoint in ``out``, if there is one.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    NOT_SEMANTIC: ClassVar[frozenset[str]] = TrainingConfig.NOT_SEMANTIC | {
+        *("compile", "recompute", "lpips_vgg", "lpips_heads", "logit_model", "gan_model")
+    }
 
-    inputs: tuple[str, ...]
-    out: Path
     preset: str = "fsq-tiny"
-    init_from: Path | None = None
-    overrides: dict[str, Any] = Field(default_factory=dict)
     resolution: int | None = Field(default=None, ge=1)
-    steps: int | None = Field(default=None, ge=1)
-    max_minutes: float | None = Field(default=None, gt=0)
     recipe: RecipeName | None = None
     batch_size: int = Field(default=8, ge=1)
-    lr: float | None = Field(default=None, gt=0)
-    warmup: float = Field(default=0.05, ge=0, lt=1)
     weight_decay: float = Field(default=1e-4, ge=0)
-    accumulate: int = Field(default=1, ge=1)
     loss: ReconstructionLoss | None = None
     reconstruction_weight: float = Field(default=1.0, gt=0)
     lpips_vgg: Path | None = None
@@ -119,30 +82,14 @@ class TrainVQConfig(BaseModel):
     gan_weight: float = Field(default=0.1, ge=0)
     gan_adaptive: bool = False
     gan_start: float = Field(default=0.1, ge=0, lt=1)
-    gan_lead_in: float = Field(default=0.02, ge=0, lt=1)
     lecam: float = Field(default=0.001, ge=0)
-    discriminator_lr: float | None = Field(default=None, gt=0)
     discriminator_channels: int | None = Field(default=None, ge=1)
-    ema: float | None = Field(default=None, ge=0, lt=1)
     min_crop_area: float = Field(default=0.8, gt=0, le=1)
     flip: bool = True
-    seed: int = Field(default=0, ge=0)
-    device: Literal["cpu", "cuda"] | None = None
     precision: Precision | None = None
     compile: bool = False
     recompute: bool = False
-    threads: int | None = Field(default=None, ge=1)
-    val_fraction: float = Field(default=0.05, ge=0, lt=1)
-    cache_mb: int = Field(default=2048, ge=1)
-    stream: bool = False
-    block_mb: int = Field(default=256, ge=1)
-    workers: int | None = Field(default=None, ge=0)
-    log_every: int = Field(default=20, ge=1)
-    checkpoint_every: int = Field(default=250, ge=1)
-    keep_last: int = Field(default=2, ge=1)
     best_by: BestBy | None = None
-    tensorboard: bool = False
-    resume: bool = False
 
     @model_validator(mode="after")
     def _together(self) -> TrainVQConfig:
@@ -157,11 +104,6 @@ class TrainVQConfig(BaseModel):
         if self.batch_size % self.accumulate:
             raise ValueError(f"accumulate {self.accumulate} does not divide batch_size {self.batch_size}")
         return self
-
-    @property
-    def max_steps(self) -> int | None:
-        """Steps after which the run ends; None where only the time ends it."""
-        return DEFAULT_STEPS if self.steps is None and self.max_minutes is None else self.steps
 
     @property
     def for_cpu(self) -> bool:
@@ -195,12 +137,8 @@ class TrainVQConfig(BaseModel):
         unless: BestBy = "psnr" if self.resolved_recipe.gan == "none" else "last"
         return self.best_by or ("lpips" if self.lpips_vgg is not None else unless)
 
-    def semantic(self) -> dict[str, Any]:
-        """The options that the weights depend on, beside the pictures and the contents of the files that are named."""
-        return {key: value for key, value in self.resolved().items() if key not in _NOT_SEMANTIC}
-
     def resolved(self) -> dict[str, Any]:
         """All options as plain JSON values, with what preset and recipe decide."""
         recipe = self.resolved_recipe
         decided = {"lr": self.peak_lr, "loss": recipe.loss, "gan": recipe.gan, "ema": recipe.ema}
-        return self.model_dump(mode="json") | decided | {"discriminator_channels": recipe.channels}
+        return super().resolved() | decided | {"discriminator_channels": recipe.channels}

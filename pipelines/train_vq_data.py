@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tokkit.errors import UsageError
-from tokkit.pipelines.progress import Progress, Task
+from tokkit.pipelines.progress import Progress
 from tokkit.pipelines.train_vq_config import TrainVQConfig
+from tokkit.pipelines.training_data import REJECTS_FILE, StreamedRejects, counted, parts_of, workers_of, write_rejects
 from tokkit.sources.base import Source
-from tokkit.storage import write_atomic
 from tokkit.tokenizers.image.config import ImageTokenizerConfig
 from tokkit.training.augmentation import Augmentation, BatchMaker
 from tokkit.training.engine import World
 from tokkit.training.image_task import Batches
-from tokkit.training.pictures import Picture, Reject, read_pictures
+from tokkit.training.items import Reject
+from tokkit.training.pictures import Picture, read_pictures
 from tokkit.training.prefetching import Prefetched
 from tokkit.training.streaming import PictureStream, Recipe, held_out_of
-
-REJECTS_FILE = "rejects.jsonl"
 
 # Held-out pictures beyond this many say little more and cost time.
 MAX_VALIDATION = 256
@@ -70,13 +65,11 @@ def cached(
     augmentation = Augmentation(config.min_crop_area, config.flip)
     bound, threads = config.cache_mb * 2**20, config.threads or os.cpu_count() or 1
     with progress.task("read pictures", unit="pictures") as task:
-        counted = _counted(pictures, task)
-        found = read_pictures(counted, tokenizer.preprocessing, augmentation.margin, config.val_fraction, bound, threads)
-    if world.main:
-        write_atomic(config.out / REJECTS_FILE, "".join(_line(reject) for reject in found.rejects))
+        found = read_pictures(
+            counted(pictures, task), tokenizer.preprocessing, augmentation.margin, config.val_fraction, bound, threads
+        )
     progress.log(f"{found.seen} pictures read: {len(found.train)} to train on, {len(found.held_out)} held out")
-    for reason, count in found.reasons.items():
-        progress.log(f"not used: {count} x {reason} (listed in {REJECTS_FILE})")
+    write_rejects(config.out, found.rejects, found.reasons, world, progress)
     if found.full:
         progress.log(
             f"memory for pictures is full (cache_mb {config.cache_mb}); the rest of the input is not used "
@@ -107,7 +100,7 @@ def streamed(
     """
     recipe = Recipe(tokenizer.preprocessing, Augmentation(config.min_crop_area, config.flip), config.seed)
     progress.log("looking for held-out pictures")
-    rejects = _Rejects(config.out / REJECTS_FILE, config.resume)
+    rejects = StreamedRejects(config.out, config.resume)
     held_out, digest = held_out_of(sources, recipe, config.val_fraction, MAX_VALIDATION, rejects.add)
     own, parts = parts_of(config, world)
     stream = PictureStream(
@@ -125,61 +118,9 @@ def streamed(
         raise UsageError(f"nothing to read in {', '.join(config.inputs)}")
     progress.log(f"{len(stream.units)} units to stream, {len(held_out)} pictures held out to validate on")
 
-    def counted() -> tuple[int, Mapping[str, int]]:
+    def so_far() -> tuple[int, Mapping[str, int]]:
         return stream.dealt, rejects.settle() if world.main else {}
 
     stacked = np.stack(held_out) if held_out else None
     shown = stacked[:SHOWN] if stacked is not None else None
-    return TrainingData(stream, stacked, shown, len(held_out), f"{stream.digest}-{digest}", counted)
-
-
-def workers_of(config: TrainVQConfig, device: str) -> int:
-    """Processes or threads that prepare batches."""
-    if config.workers is not None:
-        return config.workers
-    return max(1, (os.cpu_count() or 1) - 2) if device == "cuda" else 1 if config.stream else 0
-
-
-def parts_of(config: TrainVQConfig, world: World) -> tuple[range, int]:
-    """This process's parts of a batch, and how many there are in all."""
-    first = world.rank * config.accumulate
-    return range(first, first + config.accumulate), world.size * config.accumulate
-
-
-class _Rejects:
-    """Pictures that a stream could not use, a line each as they are found; in the end in the order of their names."""
-
-    def __init__(self, path: Path, resumed: bool) -> None:
-        self.path = path
-        self._lock = threading.Lock()
-        if not resumed or not path.exists():
-            path.write_bytes(b"")
-        self._known = {row["locator"] for row in self._rows()}
-
-    def add(self, reject: Reject) -> None:
-        """From any thread and, by whole lines, from any process."""
-        with self._lock:
-            if reject.locator not in self._known:
-                self._known.add(reject.locator)
-                with self.path.open("a", encoding="ascii") as file:
-                    file.write(_line(reject))
-
-    def settle(self) -> Mapping[str, int]:
-        """Put the file into order; returns the counts by reason."""
-        with self._lock:
-            rows = {str(row["locator"]): row for row in self._rows()}
-            write_atomic(self.path, "".join(json.dumps(rows[name], ensure_ascii=True) + "\n" for name in sorted(rows)))
-        return dict(Counter(str(row["reason"]) for row in rows.values()).most_common())
-
-    def _rows(self) -> list[dict[str, object]]:
-        return [json.loads(line) for line in self.path.read_text("ascii").splitlines() if line.endswith("}")]
-
-
-def _line(reject: Reject) -> str:
-    return json.dumps(asdict(reject), ensure_ascii=True) + "\n"
-
-
-def _counted(pictures: Iterable[Picture | Reject], task: Task) -> Iterator[Picture | Reject]:
-    for picture in pictures:
-        yield picture
-        task.advance(1)
+    return TrainingData(stream, stacked, shown, len(held_out), f"{stream.digest}-{digest}", so_far)

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokkit.errors import ConfigError, DataError, UsageError
+from tokkit.errors import DataError, UsageError
 from tokkit.metrics.lpips import load_lpips
 from tokkit.metrics.ssim import WINDOW
 from tokkit.pipelines.train_vq_config import TrainVQConfig
+from tokkit.pipelines.training_job import check_unchanged
 from tokkit.storage import sha256_file
 from tokkit.tokenizers.folder import CONFIG_FILE
 from tokkit.tokenizers.image.config import ImageTokenizerConfig
@@ -21,7 +22,7 @@ from tokkit.tokenizers.image.model import ImageTokenizer
 from tokkit.tokenizers.image.presets import amended, configure
 from tokkit.tokenizers.image.storage import read_image_tokenizer
 from tokkit.training.discriminators import BlurDiscriminator, FeatureDiscriminator, PatchDiscriminator
-from tokkit.training.engine import Optimisation, Phases, World, seeded
+from tokkit.training.engine import Optimisation, Phases, seeded
 from tokkit.training.image_task import Critics, Objective, fresh_tokenizer
 from tokkit.training.networks import FrozenBackbone, LogitDistance
 
@@ -77,30 +78,14 @@ def _tokenizer(path: Path) -> ImageTokenizer:
 
 def _same_network(found: ImageTokenizerConfig, wanted: ImageTokenizerConfig, where: str) -> None:
     """Overrides may change what only training looks at, and the pictures' size; the weights fit nothing else."""
-    sections: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-        ("architecture", found.architecture.model_dump(), wanted.architecture.model_dump()),
-        (
-            "quantizer",
+    sections = {
+        "architecture": (found.architecture.model_dump(), wanted.architecture.model_dump()),
+        "quantizer": (
             found.quantizer.model_dump(exclude=set(found.quantizer.TRAINING)),
             wanted.quantizer.model_dump(exclude=set(wanted.quantizer.TRAINING)),
         ),
-    ]
-    problems = [
-        f"{section}.{key}: is {old.get(key)!r} in the weights that are gone on from, and cannot become {new.get(key)!r}"
-        for section, old, new in sections
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    if problems:
-        raise ConfigError(where, problems)
-
-
-def device_of(config: TrainVQConfig) -> str:
-    """Where to train. Raises UsageError where a GPU is asked for and there is none."""
-    available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
-        raise UsageError("--device cuda: torch sees no GPU here")
-    return config.device or ("cuda" if available else "cpu")
+    }
+    check_unchanged(where, sections)
 
 
 def built_tokenizer(start: Start, config: TrainVQConfig, device: str) -> ImageTokenizer:
@@ -196,10 +181,3 @@ def optimisation_of(config: TrainVQConfig, device: str) -> Optimisation:
 def precision_of(config: TrainVQConfig, device: str) -> Any:
     """What the networks run in."""
     return config.precision or ("bf16" if device == "cuda" else "float32")
-
-
-def check_parts(config: TrainVQConfig, world: World) -> None:
-    """Raise UsageError where a batch cannot be dealt out evenly."""
-    parts = world.size * config.accumulate
-    if config.batch_size % parts:
-        raise UsageError(f"--batch-size {config.batch_size} is no multiple of {parts}, its parts (processes times accumulate)")

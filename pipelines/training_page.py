@@ -40,6 +40,19 @@ class Plot:
     logarithmic: bool = False
 
 
+# The latest of each stands at the top, where the log has it: its name there, and how it is written.
+FIGURES = (
+    ("val_psnr", "held-out PSNR", "{:.2f} dB"),
+    ("val_ssim", "held-out SSIM", "{:.3f}"),
+    ("val_lpips", "held-out LPIPS", "{:.3f}"),
+    ("val_si_sdr", "held-out SI-SDR", "{:.2f} dB"),
+    ("val_mel_distance", "held-out mel distance", "{:.3f}"),
+    ("codebook_usage", "codes in use", "{:.0%}"),
+    ("perplexity", "perplexity of the codes", "{:,.0f}"),
+    ("dead_codes", "dead codes", "{:,}"),
+    ("loss", "loss", "{:.4g}"),
+)
+
 # What is drawn where the log has it; losses and figures of any modality.
 PLOTS = (
     Plot("Loss", {"loss": "total", "reconstruction_loss": "reconstruction"}, logarithmic=True),
@@ -48,8 +61,10 @@ PLOTS = (
     Plot("LPIPS", {"lpips_loss": "training, weighted", "val_lpips": "held out"}),
     Plot("SI-SDR, dB", {"si_sdr": "training", "val_si_sdr": "held out"}),
     Plot("Mel distance", {"mel_distance": "training", "val_mel_distance": "held out"}),
+    Plot("Parts of the reconstruction", {"time_loss": "waveform", "mel_loss": "mel spectra"}, logarithmic=True),
     Plot("Share of the codes in use", {"codebook_usage": "usage"}),
     Plot("Perplexity of the codes", {"perplexity": "perplexity"}),
+    Plot("Perplexity of the first books", {f"perplexity_book_{book}": f"book {book}" for book in range(1, 6)}),
     Plot("Quantizer", {"commitment_loss": "commitment", "entropy_loss": "entropy", "codebook_loss": "codebook"}),
     Plot("Logits of the discriminator", {"real_logits": "originals", "fake_logits": "reconstructions"}),
     Plot("Adversarial losses", {"adversarial_loss": "generator, weighted", "gan_loss": "discriminator"}),
@@ -86,7 +101,8 @@ def write_training_page(
         title=title,
         options=options,
         result=result,
-        last=rows[-1] if rows else {},
+        figures=_latest(rows[-1] if rows else {}),
+        items=_items(result or {}),
         rows=len(rows),
         alarms=alarms,
         curves=drawn,
@@ -94,6 +110,16 @@ def write_training_page(
     )
     write_atomic(out / PAGE_FILE, page)
     return out / PAGE_FILE
+
+
+def _latest(row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(label, form.format(row[name]).replace("%", " %")) for name, label, form in FIGURES if row.get(name) is not None]
+
+
+def _items(result: Mapping[str, Any]) -> str:
+    """``39 sounds``; jobs name their number of items by their kind."""
+    kinds = [kind for kind in ("pictures", "sounds") if kind in result]
+    return " and ".join(f"{result[kind]:,} {kind}" for kind in kinds)
 
 
 def draw(plot: Plot, rows: Sequence[Mapping[str, Any]]) -> _Curve | None:

@@ -18,6 +18,7 @@ import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -33,7 +34,7 @@ from tokkit.pipelines.progress import Progress, Task, duration
 from tokkit.pipelines.threads import ThreadChooser
 from tokkit.storage import remove_attempts, replacing, write_atomic
 from tokkit.training import schedule
-from tokkit.training.alarms import Alarm, Watch, diverged
+from tokkit.training.alarms import Alarm, Watch
 from tokkit.training.engine import DivergedError, Engine, Phase
 from tokkit.training.meter import Meter
 
@@ -63,6 +64,9 @@ class Subject(Protocol):
     @property
     def figures(self) -> tuple[str, ...]:
         """Names of what :meth:`validate` gives."""
+
+    def complete(self) -> AbstractContextManager[None]:
+        """Inside, the tokenizer is one that could be written: it is validated, drawn and saved there."""
 
     def validate(self) -> dict[str, float | None]:
         """Figures on fixed held-out items; empty where nothing is held out."""
@@ -170,7 +174,7 @@ class TrainingRun:
             return self._train()
         except DivergedError as error:
             if self.main:
-                self._tell([diverged(self.engine.steps, str(error))])
+                self._tell([self.watch.diverged(self.engine.steps, str(error))])
             raise
         finally:
             if self._board is not None:
@@ -228,9 +232,7 @@ class TrainingRun:
         if phase.discriminator and not phase.adversarial and (before is None or not before.discriminator):
             self.progress.log(f"step {self.engine.steps}: the discriminator is trained from here, alone at first")
         if phase.adversarial and (before is None or not before.adversarial):
-            self.progress.log(
-                f"step {self.engine.steps}: the adversarial loss is on; up to 1 dB of {self.subject.quality} is usually lost"
-            )
+            self.progress.log(f"step {self.engine.steps}: the adversarial loss is on; {self.watch.measure.usual}")
             if before is not None:
                 self._best = None  # what was best without it is no longer compared with
 
@@ -238,7 +240,7 @@ class TrainingRun:
         """Figures; the main process draws and keeps the best besides. All processes must come here: all have the data."""
         engine, out = self.engine, self.options.out
         engine.check()
-        with engine.averaged_weights():
+        with engine.averaged_weights(), self.subject.complete():
             figures = self.subject.validate()
             if self.main:
                 drawn = self.subject.draw()

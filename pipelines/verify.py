@@ -21,11 +21,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
-from tokkit.errors import TokkitError
+from tokkit.errors import TokkitError, UsageError
 from tokkit.features.manifest import is_cache
 from tokkit.pipelines.findings import Agreement, Code, Problem, VerifyResult
 from tokkit.pipelines.progress import Progress
-from tokkit.pipelines.reencode import Reencoder
+from tokkit.pipelines.reencode import NOT_ENCODED_AGAIN
+from tokkit.pipelines.reencode_tokens import TokenReencoder
 from tokkit.pipelines.verify_files import (
     SUFFIXES,
     check_files,
@@ -58,7 +59,7 @@ class VerifyConfig(BaseModel):
         decode_at_most: documents of each split, evenly spread, that are also parsed with the decoder's grammar.
         reencode: documents that are read from the input and encoded again; 0 for none.
         seed: chooses these.
-        text_tokenizer, image_tokenizer, audio_tokenizer: where they are now, if not where the run had them.
+        text_tokenizer, image_tokenizer, audio_tokenizer, encoder: where they are now, if not where the run had them.
         filters: the user's own functions, in the run's order, where documents went through any.
         inputs: where sources are now, if not where the run had them: ``NAME=FOLDER``, or ``FOLDER`` where there is one source.
         images: where picture stores are now, all of them in the run's order, if not where the run had them.
@@ -75,6 +76,7 @@ class VerifyConfig(BaseModel):
     text_tokenizer: Path | None = None
     image_tokenizer: Path | None = None
     audio_tokenizer: Path | None = None
+    encoder: str | None = None
     filters: tuple[str, ...] = ()
     inputs: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
@@ -88,7 +90,12 @@ def verify(config: VerifyConfig, progress: Progress) -> VerifyResult:
         DataError: it holds no output of tokkit's.
         UsageError: with ``reencode``: an input or a tokenizer is not where it was, or is another.
     """
-    if is_cache(config.directory):
+    cache = is_cache(config.directory)
+    others = ("image_tokenizer", "audio_tokenizer") if cache else ("encoder",)
+    if given := [f"--{name.replace('_', '-')}" for name in others if getattr(config, name) is not None]:
+        kind = "is a feature cache" if cache else "holds token shards"
+        raise UsageError(f"{given[0]}: {config.directory} {kind}, which have no such part")
+    if cache:
         from tokkit.pipelines.verify_features import verify_cache
 
         return verify_cache(config, progress)
@@ -97,7 +104,7 @@ def verify(config: VerifyConfig, progress: Progress) -> VerifyResult:
     if manifest is None:
         return result
     vocabulary = check_vocabulary(config.directory, manifest, result)
-    again = Reencoder(config, manifest, vocabulary, progress) if config.reencode and vocabulary is not None else None
+    again = TokenReencoder(config, manifest, vocabulary, progress) if config.reencode and vocabulary is not None else None
     damaged = check_files(config.directory, manifest, config.checksums, result, progress)
     check_fingerprints(config.directory, manifest, result)
     expected = sum(n for n in manifest.documents.values() if n > 0)
@@ -121,7 +128,7 @@ def verify(config: VerifyConfig, progress: Progress) -> VerifyResult:
     if again is not None and whole and records.complete:
         again.run(records, result, progress)
     elif config.reencode:
-        result.skipped.append("encoding documents again: what they would be compared with is damaged")
+        result.skipped.append(NOT_ENCODED_AGAIN)
     return result
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tokkit.errors import TokkitError, UsageError
+from tokkit.errors import TokkitError
 from tokkit.features.manifest import CacheManifest, load_cache_manifest
 from tokkit.features.precision import DTYPES
 from tokkit.features.store import FOLDER, FeatureCache
@@ -26,6 +26,8 @@ from tokkit.features.writer import ALIGNMENT, SUFFIXES, TOKEN_DTYPE
 from tokkit.pipelines.features_shards import feature_totals
 from tokkit.pipelines.findings import Code, VerifyResult
 from tokkit.pipelines.progress import Progress, Task
+from tokkit.pipelines.reencode import NOT_ENCODED_AGAIN
+from tokkit.pipelines.reencode_features import FeatureReencoder
 from tokkit.pipelines.verify_files import check_digest, check_files, check_fingerprints, check_folder
 from tokkit.pipelines.verify_once import Once
 from tokkit.pipelines.verify_originals import check_originals
@@ -42,17 +44,12 @@ BLOCK = 8 << 20  # bytes of features looked at in one go
 
 
 def verify_cache(config: VerifyConfig, progress: Progress) -> VerifyResult:
-    """Check a feature cache; every problem is in the result.
-
-    Raises:
-        UsageError: something is asked for that is of token shards.
-    """
-    if config.reencode:
-        raise UsageError("--reencode compares token ids; a feature cache has none of media")
+    """Check a feature cache; every problem is in the result. Raises as :func:`tokkit.pipelines.verify.verify`."""
     directory, result = config.directory, VerifyResult()
     manifest = _read_manifest(directory, result)
     if manifest is None:
         return result
+    again = FeatureReencoder(config, manifest, progress) if config.reencode else None
     damaged = check_files(directory, manifest, config.checksums, result, progress, FOLDER)
     check_fingerprints(directory, manifest, result)
     with Once(sum(n for n in manifest.documents.values() if n > 0)) as once:
@@ -71,6 +68,10 @@ def verify_cache(config: VerifyConfig, progress: Progress) -> VerifyResult:
             return FeatureCache(directory, manifest, split).document_tables(["source", "locator"])
 
         check_originals(directory, manifest, names, result)
+    if again is not None and whole and records.complete:
+        again.run(records, result, progress)
+    elif config.reencode:
+        result.skipped.append(NOT_ENCODED_AGAIN)
     return result
 
 
@@ -328,7 +329,8 @@ def _finite(row: dict, data: npt.NDArray[np.uint8]) -> bool:
     begin, end = row["offset"], row["offset"] + row["bytes"]
     parts: list[tuple[int, int, str]] = []
     if row["dtype"] == "int8":
-        parts.append((row["scale"], row["scale"] + 4 * row["length"], "<f4"))
+        if row["scale"] is not None:  # an item of which only the place is kept has none
+            parts.append((row["scale"], row["scale"] + 4 * row["length"], "<f4"))
     else:
         parts.append((begin, begin + 2 * row["length"] * row["dim"], "<f2" if row["dtype"] == "fp16" else "<u2"))
     if row["pooled"] is not None:

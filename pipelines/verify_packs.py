@@ -16,8 +16,11 @@ import numpy.typing as npt
 
 from tokkit.errors import FingerprintMismatch, TokkitError
 from tokkit.packing.account import account
+from tokkit.packing.cuts import first_wrong_cut
+from tokkit.packing.gather import TokenFiles, gather_rows
 from tokkit.packing.rows import FOLDER as ROWS
-from tokkit.packing.rows import TokenFiles, cu_seqlens, gather_rows, load_rows
+from tokkit.packing.rows import cu_seqlens, load_rows
+from tokkit.packing.split import aligned
 from tokkit.packing.store import RECORD, StoredPlan, load_plan
 from tokkit.pipelines.findings import Code, VerifyResult
 from tokkit.pipelines.progress import Progress
@@ -117,7 +120,7 @@ def _contents(plan: StoredPlan, shards: TokenShards) -> Iterator[str]:
     yield from _pieces(plan, shards)
     tokens, fullest, longest = _fill(plan)
     if longest > plan.record.seq_len:
-        yield f"a pack of {longest} tokens, in sequences of {plan.record.seq_len}"
+        yield f"a pack of {longest} places, in sequences of {plan.record.seq_len}"
     left_out, total = plan.left_out(), shards.num_documents
     left = np.sort(left_out.document)
     if left.size and (int(left[0]) < 0 or int(left[-1]) >= total or (np.diff(left) == 0).any()):
@@ -134,6 +137,7 @@ def _contents(plan: StoredPlan, shards: TokenShards) -> Iterator[str]:
         cut += int((number > 1).sum())
         if wrong.size:
             yield f"document {low + int(wrong[0])} is neither packed whole, once, nor left out"
+    yield from _cuts(plan, shards)
     left_tokens = int(left_out.length.sum())
     padding = plan.num_packs * plan.record.seq_len - tokens
     expected = total, total - len(left), cut, len(left), tokens, left_tokens, padding, fullest
@@ -182,13 +186,27 @@ def _pieces(plan: StoredPlan, shards: TokenShards) -> Iterator[str]:
             return
 
 
+def _cuts(plan: StoredPlan, shards: TokenShards) -> Iterator[str]:
+    """Whether a document is cut where it must not be: in a picture, or in a sound between the tokens of a frame."""
+    for first in range(0, plan.record.counts.pieces, PIECES):
+        part = plan.pieces.take(slice(first, first + PIECES))
+        later = np.flatnonzero(np.asarray(part.start) > 0)
+        if later.size:  # else spans need not be read
+            document, start = np.asarray(part.document)[later], np.asarray(part.start)[later]
+            wrong = first_wrong_cut(document, start, shards.spans)
+            if wrong >= 0:
+                yield f"document {document[wrong]} is cut at token {start[wrong]}, inside of what must stay together"
+                return
+
+
 def _fill(plan: StoredPlan) -> tuple[int, int, int]:
-    """Tokens in all packs, pieces of the fullest, tokens of the longest."""
+    """Tokens in all packs, pieces of the fullest, places that those of the longest take."""
     tokens = fullest = longest = 0
     for edges in _blocks(plan):
-        used = np.add.reduceat(np.asarray(plan.pieces.length[edges[0] : edges[-1]], dtype=np.int64), edges[:-1] - edges[0])
-        tokens += int(used.sum())
-        fullest, longest = max(fullest, int(np.diff(edges).max())), max(longest, int(used.max()))
+        lengths = np.asarray(plan.pieces.length[edges[0] : edges[-1]])
+        tokens += int(lengths.sum(dtype=np.int64))
+        places = np.add.reduceat(aligned(lengths, plan.record.align).astype(np.int64), edges[:-1] - edges[0])
+        fullest, longest = max(fullest, int(np.diff(edges).max())), max(longest, int(places.max()))
     return tokens, fullest, longest
 
 

@@ -60,10 +60,13 @@ class DocumentReader:
         directory: of the output; its shards have been found whole.
         split: their split.
         shards: all of them, as the manifest has them.
+        folder, table: where they are, and the suffix of their document tables.
     """
 
-    def __init__(self, directory: Path, split: str, shards: Sequence[Shard]) -> None:
-        self._base, self._shards = directory / "tokens" / split, shards
+    def __init__(
+        self, directory: Path, split: str, shards: Sequence[Shard], folder: str = "tokens", table: str = "parquet"
+    ) -> None:
+        self._base, self._shards, self._table = directory / folder / split, shards, table
         self._edges = np.cumsum([0, *(s.documents for s in shards)])
         self._group: tuple[int, int, pa.Table] | None = None
         self._open: tuple[int, Index, Ids] | None = None
@@ -73,7 +76,7 @@ class DocumentReader:
         shard, place = self._find(number)
         group, row = divmod(place, ROW_GROUP)
         if self._group is None or self._group[:2] != (shard, group):
-            with pq.ParquetFile(self._base / self._shards[shard].files["parquet"].name) as file:
+            with pq.ParquetFile(self._base / self._shards[shard].files[self._table].name) as file:
                 self._group = shard, group, file.read_row_group(group)
         return self._group[2].slice(row, 1).to_pylist()[0]
 

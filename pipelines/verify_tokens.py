@@ -29,6 +29,7 @@ from tokkit.pipelines.verify_read import Index
 from tokkit.pipelines.verify_spans import GAP, HASH_DIGITS, IMAGE, TEXT, SpanChecker, SpanColumns
 from tokkit.shards.manifest import Shard
 from tokkit.shards.native import DOCUMENT_SCHEMA, ROW_GROUP, map_tokens
+from tokkit.shards.spans import picture_grids
 from tokkit.vocabulary import MODALITIES, Ids, UnifiedVocabulary
 
 BLOCK = 1 << 20  # tokens looked at in one go
@@ -314,12 +315,14 @@ class TokensChecker(RowsChecker):
         for number in self.parse[begin:end].tolist():
             row = number - first
             where = self._document(number, batch, row)
+            spans = batch.column("spans")[row].as_py()
             try:
-                parts = decode(ids[edges[row - low] : edges[row - low + 1]], self.vocabulary, self.layout)
+                document = ids[edges[row - low] : edges[row - low + 1]]
+                parts = decode(document, self.vocabulary, self.layout, grids=picture_grids(spans))
             except (MalformedSequence, VocabularyError) as error:
                 self.result.problem(Code.GRAMMAR, where, str(error))
             else:
-                if _shapes_of(parts) != _shapes_in(batch.column("spans")[row].as_py()):
+                if _shapes_of(parts) != _shapes_in(spans):
                     self.result.problem(Code.GRAMMAR, where, "its spans state other shapes than its tokens decode to")
             self.result.look("documents parsed")
 

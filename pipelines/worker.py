@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import mkstemp
-from typing import Generic
+from typing import Generic, Protocol
 
 from tokkit.errors import ResumableStop, TokkitError, TransientError
 from tokkit.pipelines.plan import PlannedUnit
@@ -99,6 +100,12 @@ class Death:
         if self.cause == "hang":
             return "gave no sign of life"
         return f"left with {self.cause}" if self.cause.startswith("exit") else f"was killed by {self.cause}"
+
+
+LOST = Death("the loss of its node, or of its actor")  # of a worker elsewhere; it says nothing of what it was at
+LEFT_ALONE = Death("the loss of the encoder beside it")  # likewise; whoever keeps the encoder up says when it is too often
+
+Message = Ready | Work | Finished[Result] | Failed | Death
 
 
 # ---- in the worker
@@ -204,16 +211,86 @@ def picklable(error: TokkitError) -> TokkitError:
 # ---- in the parent
 
 
-class Worker(Generic[Result]):
-    """A worker process, seen from its parent.
+class AnyWorker(ABC, Generic[Result]):
+    """A worker, seen from its parent, wherever it is.
 
     Attributes:
         order: what it is at; None while it loads or waits.
         ready: it has loaded.
         told: the work that it has reported of its order, or, once that is carried out or it has died, of the last one.
+        heard: monotonic time of the last sign of life.
     """
 
+    def __init__(self, stall_seconds: float) -> None:
+        self.order: Order | None = None
+        self.ready = False
+        self.told = Work()
+        self.heard = time.monotonic()
+        self._stall_seconds = stall_seconds
+
+    @property
+    def documents(self) -> int:
+        """That it has taken of its order, as far as it has told."""
+        return self.told.documents
+
+    def give(self, order: Order) -> None:
+        """Have it carry out an order."""
+        self.order, self.told, self.heard = order, Work(), time.monotonic()
+        self._send(order)
+
+    def stalled(self) -> bool:
+        """Whether it should have been heard of."""
+        if self.ready and self.order is None:
+            return False
+        limit = self._stall_seconds if self.ready else max(self._stall_seconds, LOADING_SECONDS)
+        return time.monotonic() - self.heard > limit
+
+    def _note(self, message: Message[Result]) -> Message[Result]:
+        """Keep what a message says of the worker."""
+        self.heard = time.monotonic()
+        if isinstance(message, Ready):
+            self.ready = True
+        elif isinstance(message, Work):
+            self.told.add(message)
+        elif not isinstance(message, Death):
+            self.order = None
+        return message
+
+    @abstractmethod
+    def _send(self, order: Order) -> None: ...
+
+    @abstractmethod
+    def receive(self) -> Message[Result]:
+        """The next message; waits for it."""
+
+    @abstractmethod
+    def kill(self) -> Death:
+        """End it at once."""
+
+    @abstractmethod
+    def leave(self) -> None:
+        """Ask it to leave, if it waits for an order; else have it stop at once."""
+
+    @abstractmethod
+    def bury(self) -> None:
+        """Wait for the end of one that was told to leave, not for ever."""
+
+
+class Hosting(Protocol):
+    """Where workers live."""
+
+    def worker(self, task: UnitTask[Result], stall_seconds: float) -> AnyWorker[Result]:
+        """A new worker, which begins to load."""
+
+    def listen(self, workers: Sequence[AnyWorker[Result]], seconds: float) -> list[AnyWorker[Result]]:
+        """Wait until some of these have said something, at most so long; returns these."""
+
+
+class Worker(AnyWorker[Result]):
+    """A worker process of this one."""
+
     def __init__(self, task: UnitTask[Result], stall_seconds: float) -> None:
+        super().__init__(stall_seconds)
         context = get_context("spawn")
         self.connection, theirs = context.Pipe()
         # Not as an argument: multiprocessing writes these into a pipe whose other end it holds itself, and where they are more
@@ -230,43 +307,23 @@ class Worker(Generic[Result]):
             raise
         finally:
             theirs.close()
-        self.order: Order | None = None
-        self.ready = False
-        self.told = Work()
-        self._stall_seconds = stall_seconds
         self.heard = time.monotonic()
 
     @property
-    def documents(self) -> int:
-        """That it has taken of its order, as far as it has told."""
-        return self.told.documents
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._process.is_alive()
 
-    def give(self, order: Order) -> None:
-        self.order, self.told, self.heard = order, Work(), time.monotonic()
+    def _send(self, order: Order) -> None:
         with suppress(BrokenPipeError):  # it has died: the next look at the pipe says so
             self.connection.send(order)
 
-    def receive(self) -> Ready | Work | Finished[Result] | Failed | Death:
-        """The next message; waits for it."""
+    def receive(self) -> Message[Result]:
         try:
-            message = self.connection.recv()
+            message: Message[Result] = self.connection.recv()
         except (EOFError, OSError):  # OSError: it died in the middle of a message
             return self._buried()
-        self.heard = time.monotonic()
-        if isinstance(message, Ready):
-            self.ready = True
-        elif isinstance(message, Work):
-            self.told.add(message)
-        else:
-            self.order = None
-        return message
-
-    def stalled(self) -> bool:
-        """Whether it should have been heard of."""
-        if self.ready and self.order is None:
-            return False
-        limit = self._stall_seconds if self.ready else max(self._stall_seconds, LOADING_SECONDS)
-        return time.monotonic() - self.heard > limit
+        return self._note(message)
 
     def kill(self) -> Death:
         self._process.kill()
@@ -283,7 +340,6 @@ class Worker(Generic[Result]):
         return Death("hang") if end(self._process) else death_of(self._process.exitcode or 0)
 
     def leave(self) -> None:
-        """Ask it to leave, if it waits for an order; else have it stop at once."""
         if self.connection.closed:
             return
         if self.ready and self.order is None:
@@ -294,7 +350,6 @@ class Worker(Generic[Result]):
         self.connection.close()
 
     def bury(self) -> None:
-        """Wait for the end of one that was told to leave, not for ever."""
         self._remove_task_file()
         end(self._process)
 
@@ -371,6 +426,17 @@ def listen(workers: Sequence[Worker[Result]], seconds: float) -> list[Worker[Res
         for worker in workers:
             worker.heard += overslept
     return [worker for worker in workers if worker.connection in heard]
+
+
+class Processes:
+    """Workers are processes of this one."""
+
+    def worker(self, task: UnitTask[Result], stall_seconds: float) -> AnyWorker[Result]:
+        return Worker(task, stall_seconds)
+
+    def listen(self, workers: Sequence[AnyWorker[Result]], seconds: float) -> list[AnyWorker[Result]]:
+        mine = [worker for worker in workers if isinstance(worker, Worker)]
+        return [*listen(mine, seconds)]
 
 
 def carry_out(worker: Worker[Result], order: Order, report: Report) -> Finished[Result] | Failed | Death:

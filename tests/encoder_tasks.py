@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,11 @@ class Numbers:
             misbehave(how)
 
 
+def numbers_on(tokenizer: Numbers, device: str) -> Numbers:
+    """Loads a tokenizer, on whatever device."""
+    return tokenizer()
+
+
 @dataclass
 class Gallery:
     """Units of ``documents`` pictures each; the result is their codes, in order.
@@ -98,6 +104,11 @@ class Gallery:
 
     def open(self) -> GalleryWork:
         return GalleryWork(self)
+
+    @contextmanager
+    def placed(self, encoders: Mapping[str, tuple[Endpoint, ...]]) -> Iterator[Gallery]:
+        """As workers on another machine do it, with the encoder there."""
+        yield replace(self, endpoint=encoders["encoders"][0])
 
 
 @dataclass
@@ -135,3 +146,16 @@ class GalleryWork:
             report(Work())
         batcher.close()
         return [int(slot.codes.item()) for slot in slots if slot.codes is not None]
+
+
+# ---- what comes of it
+
+
+def everything(count: int, documents: int = 20) -> dict[int, list[int]]:
+    """The codes of all pictures, by unit."""
+    return {index: [1000 * index + i for i in range(documents)] for index in range(count)}
+
+
+def loads(folder: Path) -> int:
+    """How often :class:`Numbers` was loaded."""
+    return len((folder / "encoders").read_text().splitlines())

@@ -13,6 +13,7 @@ import json
 import os
 import pickle
 import re
+import wave
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -244,6 +245,31 @@ def tars() -> list[Files]:
     return [{"a.tar": _samples(), "a.parquet": sidecar}, *seeds]
 
 
+def packed_tars() -> list[Files]:
+    """Compressed tars: one gzip member, and two that part in the middle of a sample."""
+    plain = [{**seed, "a.tar.gz": gzip.compress(seed["a.tar"], mtime=0)} for seed in tars()]
+    first = tars()[0]["a.tar"]
+    parts = gzip.compress(first[: len(first) // 2], mtime=0) + gzip.compress(first[len(first) // 2 :], mtime=0)
+    return [*({n: d for n, d in seed.items() if n != "a.tar"} for seed in plain), {"a.tar.gz": parts}]
+
+
+def downloads() -> list[Files]:
+    """img2dataset's tables."""
+    rows = [
+        {
+            "key": f"{n:09d}",
+            "status": "success" if n % 3 else "failed_to_download",
+            "error_message": "4",
+            "caption": f"\u00e4{n}",
+        }
+        for n in range(7)
+    ]
+    data = [picture(n, (9, 9)) if n % 3 else None for n in range(7)]
+    plain = pa.Table.from_pylist(rows).append_column("jpg", pa.array(data, pa.binary()))
+    texts = plain.append_column("txt", pa.array([f"t{n}" for n in range(7)])).append_column("width", pa.array(range(7)))
+    return [{"a.parquet": _parquet(table)} for table in (plain, texts)]
+
+
 def _parquet(table: pa.Table, rows: int = 3) -> bytes:
     out = io.BytesIO()
     pq.write_table(table, out, row_group_size=rows)
@@ -382,6 +408,124 @@ def tables(separator: str) -> list[Files]:
     plain = [separator.join(("caption", "n")), *(separator.join((f"fox {n}", str(n))) for n in range(9))]
     name = "a.tsv" if separator == "\t" else "a.csv"
     return [{name: "\r\n".join(quoted).encode()}, {name: "\n".join(plain).encode() + b"\n"}]
+
+
+def _tone(number: int) -> bytes:
+    """A moment of noise as WAV."""
+    out = io.BytesIO()
+    with wave.open(out, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(8000)
+        file.writeframes(np.random.default_rng(number).integers(-99, 99, 80 + number, dtype=np.int16).tobytes())
+    return out.getvalue()
+
+
+def _lines_of(*entries: Mapping[str, object]) -> bytes:
+    return b"".join(json.dumps(entry).encode() + b"\n" for entry in entries)
+
+
+def manifests() -> list[Files]:
+    """NeMo's: segments of a file, whole files, one that is not there, one below the folder."""
+    names = ["a.wav", "a.wav", "b.wav", "sub/c.wav", "lost.wav"]
+    entries: list[dict[str, object]] = [
+        {"audio_filepath": name, "duration": 0.005, "text": f"said {n} \u00e4", "lang": "en", "x": [n]}
+        for n, name in enumerate(names)
+    ]
+    entries[1] |= {"offset": 0.002, "duration": None}
+    entries[3] |= {"text": None, "offset": 0}
+    beside = {name: _tone(n) for n, name in enumerate(("a.wav", "b.wav", "sub/c.wav"))}
+    return [{"a.jsonl": _lines_of(*entries), **beside}, {"a.jsonl": _lines_of(*entries).replace(b"\n", b"\r\n")}]
+
+
+def _recordings() -> list[dict[str, object]]:
+    return [
+        {
+            "id": f"r{n}",
+            "sources": [{"type": "file", "channels": [0], "source": f"{name}.wav"}],
+            "sampling_rate": 8000,
+            "num_samples": 80 + n,
+            "duration": (80 + n) / 8000,
+            "channel_ids": [0],
+        }
+        for n, name in enumerate(("a", "b", "lost"))
+    ]
+
+
+def _supervisions() -> list[dict[str, object]]:
+    return [
+        {
+            "id": f"s{n}",
+            "recording_id": f"r{n % 4}",
+            "start": 0.001 * n,
+            "duration": 0.002,
+            "channel": 0,
+            "text": f"said {n}",
+            "language": "en",
+            "speaker": f"p{n % 2}",
+            "custom": {"snr": n},
+        }
+        for n in range(6)
+    ]
+
+
+def cuts() -> list[Files]:
+    """lhotse's cuts: of one channel, of all, and a mixed one, which is not read."""
+    recordings, supervisions = _recordings(), _supervisions()
+    found: list[dict[str, object]] = [
+        {
+            "id": f"c{n}",
+            "start": 0.001,
+            "duration": 0.004,
+            "channel": 0,
+            "supervisions": supervisions[n : n + n % 3],
+            "recording": recordings[n % 3],
+            "custom": {"split": "train"},
+            "type": "MonoCut",
+        }
+        for n in range(5)
+    ]
+    found[3] |= {"type": "MultiCut", "channel": [0]}
+    found.append({"id": "m", "tracks": [{"cut": found[0]}], "type": "MixedCut"})
+    beside = {f"{name}.wav": _tone(n) for n, name in enumerate(("a", "b"))}
+    return [{"a.jsonl": _lines_of(*found), **beside}, {"a.jsonl": _lines_of(*recordings), **beside}]
+
+
+def supervisions() -> list[Files]:
+    """lhotse's supervisions, with the manifest of their recordings beside them, plain or packed."""
+    beside = {f"{name}.wav": _tone(n) for n, name in enumerate(("a", "b"))}
+    spoken, heard = _lines_of(*_supervisions()), _lines_of(*_recordings())
+    return [
+        {"x_supervisions.jsonl": spoken, "x_recordings.jsonl": heard, **beside},
+        {"x_supervisions.jsonl": spoken, "x_recordings.jsonl.gz": gzip.compress(heard, mtime=0), **beside},
+        {"x_supervisions.jsonl": spoken, **beside},
+    ]
+
+
+def chapters() -> list[Files]:
+    """LibriSpeech's transcripts, with sounds of several endings."""
+    text = "".join(f"1-2-{n:04d} SAID {n} \u00c4\n" for n in range(6))
+    beside = {f"1-2-{n:04d}.{ending}": _tone(n) for n, ending in enumerate(("flac", "wav", "ogg", "mp3"))}
+    return [{"1-2.trans.txt": text.encode(), **beside}, {"1-2.trans.txt": text.replace("\n", "\r\n").encode()}]
+
+
+def readings() -> list[Files]:
+    """Common Voice's tables."""
+    heading = ["client_id", "path", "sentence", "up_votes", "age"]
+    rows = [[f"c{n}", f"v{n}.mp3", f'said "{n} \u00df', str(n), "" if n % 2 else "teens"] for n in range(7)]
+    data = "".join("\t".join(row) + "\n" for row in (heading, *rows)).encode()
+    beside = {f"clips/v{n}.mp3": _tone(n) for n in range(3)} | {"v3.mp3": _tone(3)}
+    return [{"a.tsv": data, **beside}, {"a.tsv": b"\xef\xbb\xbf" + data.replace(b"\n", b"\r\n")}]
+
+
+def hf_sounds() -> list[Files]:
+    """Hugging Face's parquet of sounds."""
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    clips = [None if n == 5 else {"bytes": _tone(n) if n != 4 else None, "path": f"{n}.wav"} for n in range(7)]
+    table = {"audio": pa.array(clips, kind), "sentence": [f"said {n}" for n in range(7)], "speaker": list(range(7))}
+    features = {"info": {"features": {"audio": {"_type": "Audio", "sampling_rate": 8000}}}}
+    named = pa.table(table).replace_schema_metadata({"huggingface": json.dumps(features)})
+    return [{"a.parquet": _parquet(each)} for each in (pa.table(table), named)]
 
 
 SITE = "http://e.example"
@@ -535,6 +679,10 @@ _WARC = (
 _ARC = (m.set_digits, m.inserting(b"\n", b" ", b"filedesc://", b"1 0 Test"), m.inserting(*m.HTML))
 
 
+_BREAKS = (b"\n", b"\r", b" ", b"\0", b"\x85", b"\x1c", b"\xef\xbb\xbf", b"\xe2\x80\xa8")
+_PATHS = m.inserting(b"../", b"/", b"/etc/passwd", b"\0", b"n" * 300, b"n/" * 2500, b"%2e", b"\\", b"\xed\xa0\x80")
+
+
 def _any_of(*own: m.Mutation) -> m.Mutation:
     return lambda data, rng: rng.choice(own)(data, rng)
 
@@ -555,7 +703,17 @@ TARGETS: dict[str, Target] = {
             more=("a.parquet",),
         ),
         _source("obelics", "obelics", "a.parquet", obelics, *_PARQUET, m.json_line, more=("a_url_map.jsonl", "a_images.tar")),
+        _source(
+            "tar.gz",
+            "webdataset",
+            "a.tar.gz",
+            packed_tars,
+            m.within_gzip(_any_of(m.tar_header, m.tar_pax, m.in_blocks(512), m.anyhow), members=True),
+            m.gzip_header,
+            more=("a.parquet",),
+        ),
         _source("hf_parquet", "hf_parquet", "a.parquet", hf, *_PARQUET),
+        _source("img2dataset", "img2dataset", "a.parquet", downloads, *_PARQUET),
         _source("text_parquet", "text_parquet", "a.parquet", texts_in_parquet, *_PARQUET),
         _source(
             "jsonl",
@@ -605,6 +763,22 @@ TARGETS: dict[str, Target] = {
             m.inserting(b'"', b'""', b",", b"\n", b"\r", b"\0", b'\n"', b"\xef\xbb\xbf"),
         ),
         _source("tsv", "csv", "a.tsv", partial(tables, "\t"), m.inserting(b'"', b"\t", b"\n", b"\r", b"\0", b"\x85", b"\x1c")),
+        _source("nemo", "audio_manifest", "a.jsonl", manifests, m.json_line, m.json_line, _PATHS, cuts=(50, 900)),
+        _source("lhotse", "lhotse", "a.jsonl", cuts, m.json_line, m.json_line, m.json_line, _PATHS, cuts=(50, 900)),
+        _source(
+            "lhotse_supervisions",
+            "lhotse",
+            "x_supervisions.jsonl",
+            supervisions,
+            m.json_line,
+            m.json_line,
+            m.within_gzip(_any_of(m.json_line, m.anyhow)),
+            cuts=(50, 900),
+            more=("x_recordings.jsonl", "x_recordings.jsonl.gz", "x_recordings.jsonl", "x_recordings.jsonl.gz"),
+        ),
+        _source("librispeech", "librispeech", "1-2.trans.txt", chapters, _PATHS, m.inserting(*_BREAKS), cuts=(30, 900)),
+        _source("common_voice", "common_voice", "a.tsv", readings, _PATHS, m.inserting(*_BREAKS, b"\t"), cuts=(50, 900)),
+        _source("hf_audio", "hf_parquet", "a.parquet", hf_sounds, *_PARQUET),
         _source("warc", "warc", "a.warc", partial(archives, "plain"), *_WARC),
         _source(
             "warc.gz",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tokkit.sources import remote
 
 BUCKET = "bucket"
 KEY = "AKIATESTTESTTEST"
@@ -20,18 +23,22 @@ class Store:
     Attributes:
         requests: (method, path, Range header) of what was asked for, but for this class's own requests.
         failing: says of a request, by method and path, whether to answer it with 503.
+        careless: conditions of requests are passed over, as by a store that does not know them.
     """
 
     def __init__(self) -> None:
+        from moto.moto_api._internal import moto_api_backend
         from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
         from werkzeug.serving import make_server
 
+        moto_api_backend.reset()  # what another server of this process held
         self._app: Any = DomainDispatcherApplication(create_backend_app)
         self.requests: list[tuple[str, str, str]] = []
         self.failing: Callable[[str, str], bool] = lambda method, path: False
+        self.careless = False
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def _answer(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
@@ -40,6 +47,8 @@ class Store:
             if self.failing(method, path):
                 start("503 Slow Down", [("Content-Type", "application/xml")])
                 return [b"<Error><Code>SlowDown</Code><Message>try later</Message></Error>"]
+        if self.careless:
+            environ.pop("HTTP_IF_NONE_MATCH", None)
         answer: Iterable[bytes] = self._app(environ, start)
         return answer
 
@@ -51,6 +60,26 @@ class Store:
 
     def put(self, key: str, data: bytes) -> None:
         self.client().put_object(Bucket=BUCKET, Key=key, Body=data)
+
+    def get(self, key: str) -> bytes:
+        data: bytes = self.client().get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        return data
+
+    def keys(self, prefix: str) -> list[str]:
+        """Names of the objects below a prefix, without it."""
+        found: list[str] = []
+        for page in self.client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/"):
+            found += [entry["Key"].removeprefix(f"{prefix}/") for entry in page.get("Contents", [])]
+        return found
+
+    def snapshot(self, prefix: str) -> dict[str, str]:
+        """Every object outside of ``run/`` with its SHA-256, as :func:`shard_corpus.snapshot` has it of a folder."""
+        names = [name for name in self.keys(prefix) if not name.startswith("run/")]
+        return {name: hashlib.sha256(self.get(f"{prefix}/{name}")).hexdigest() for name in names}
+
+    def uploads(self) -> list[str]:
+        """Keys of uploads that were begun and not ended."""
+        return [entry["Key"] for entry in self.client().list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])]
 
     def remove(self, key: str) -> None:
         self.client().delete_object(Bucket=BUCKET, Key=key)
@@ -96,3 +125,13 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
         store.close()
         _filesystem.cache_clear()
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+def serve_quickly(monkeypatch: pytest.MonkeyPatch, temporary: Path, tries: int) -> Iterator[Store]:
+    """A store to a process that asks so many times without waiting long, and works in a temporary folder, which is made."""
+    monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(remote, "TRIES", tries)
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", None)
+    yield from serve(monkeypatch)

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from shard_rows import Row, append
 
 from tokkit.interleave import AudioCodes, ImageCodes, Layout, Part, Span, TextCodes, encode
 from tokkit.shards.manifest import LayoutEntry, Manifest, Shard, Split
-from tokkit.shards.native import DocumentRow, ShardWriter
+from tokkit.shards.native import ShardWriter
 from tokkit.shards.spans import SpanTable
 from tokkit.storage import write_atomic
 from tokkit.vocabulary import MODALITIES, UnifiedVocabulary
@@ -64,6 +65,7 @@ def write_directory(
     *,
     per_shard: int = 7,
     vocabulary: UnifiedVocabulary = VOCABULARY,
+    layout: Layout | None = None,
 ) -> Path:
     """A directory as ``tokkit shard`` leaves it, ``per_shard`` documents a shard."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,7 @@ def write_directory(
         dtype=vocabulary.dtype.name,
         vocabulary_size=vocabulary.size,
         vocabulary_fingerprint=vocabulary.fingerprint,
-        layout=LayoutEntry(image="plain", image_grid=None),
+        layout=LayoutEntry.of(layout or Layout()),
         semantic={},
         semantic_fingerprint="",
         numeric={},
@@ -103,9 +105,8 @@ def _write_split(
     shards = []
     for first in range(0, len(documents), per_shard):
         with ShardWriter(folder, vocabulary.dtype) as writer:
-            for number, (ids, spans) in enumerate(documents[first : first + per_shard], first):
-                name = f"{split}-{number}"
-                writer.add(ids, DocumentRow(name, "made", name, 0, split, len(ids), name, None, tuple(spans)))
+            part = enumerate(documents[first : first + per_shard], first)
+            append(writer, [Row(f"{split}-{number}", ids, spans) for number, (ids, spans) in part], split)
             files = writer.finish(f"{first // per_shard:05d}")
             shards.append(Shard(documents=writer.documents, tokens=writer.tokens, files=files))
     tokens = sum(len(ids) for ids, _ in documents)

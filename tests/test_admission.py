@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image as PILImage
+from run_world import ended
 from shard_corpus import picture, snapshot, write_tokenizers
 from sources_helpers import tar_bytes
-from test_kill import ended
 
 from tokkit.cli.main import app
 from tokkit.documents import Document, Image, Text
@@ -221,7 +221,7 @@ def test_everything_at_once_adds_up_and_every_pass_agrees(
     assert {fields["length"] for fields in kept.values()} == {1, 2, 3}
 
 
-@pytest.mark.parametrize("dedup", [[], ["documents", "near-images"]])
+@pytest.mark.parametrize("dedup", [pytest.param([], marks=pytest.mark.slow), ["documents", "near-images"]])
 def test_workers_and_the_order_of_units_make_no_difference(
     world: World, tmp_path: Path, clean_py: Path, dedup: list[str]
 ) -> None:
@@ -377,7 +377,7 @@ def test_what_an_output_names_is_not_run(world: World, tmp_path: Path, clean_py:
     assert snapshot(whole) == snapshot(out)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_error_that_says_nothing_of_the_document_leaves_the_run_resumable(
     world: World, tmp_path: Path, workers: int
 ) -> None:

@@ -414,6 +414,38 @@ def test_the_command(tmp_path: Path) -> None:
         assert "image tokenizers" in refused.stderr
 
 
+def test_a_name_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetched only where that is allowed; the record names the revision."""
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    asked: list[str] = []
+
+    def fetch(name: str, **how: Any) -> str:
+        asked.append(name)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "0a1b"
+    folder.mkdir()
+    _transformers_folder(folder, small_24k(), False, "")
+    command = ["import", "some/encodec", "--out", "out"]
+    refused = CliRunner().invoke(app, command)
+    assert (refused.exit_code, asked) == (2, [])
+    assert "--allow-download" in " ".join(refused.stderr.split())
+    assert CliRunner().invoke(app, [*command, "--allow-download"]).exit_code == 0
+    assert asked == ["some/encodec"]
+    assert json.loads(Path("out/import.json").read_text())["checkpoint"] == "some/encodec@0a1b"
+    assert load_audio_tokenizer("out").fingerprint == import_audio_tokenizer(folder).tokenizer.fingerprint
+
+    def fail(name: str, **how: Any) -> str:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    failed = CliRunner().invoke(app, [*command, "--allow-download"])
+    assert failed.exit_code == 75
+    assert "no route to host" in failed.stderr
+
+
 def test_what_an_import_tells(tmp_path: Path) -> None:
     found = import_audio_tokenizer(_th(tmp_path, small_48k().state_dict()))
     assert isinstance(found, Imported)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import wave
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +23,14 @@ from tokkit.audio_layouts import tokens_of
 from tokkit.documents import Audio
 from tokkit.errors import FingerprintMismatch, UsageError
 from tokkit.failpoints import VARIABLE
-from tokkit.interleave import AudioCodes, Layout, TextCodes, decode
+from tokkit.interleave import AudioCodes, AudioPiece, Layout, TextCodes, decode
 from tokkit.media.audio import AudioLimits, load_audio
 from tokkit.media.waveforms import AudioPreprocessing
+from tokkit.packing.policy import SplitPolicy
+from tokkit.packing.store import load_plan, pack_folder
 from tokkit.pipelines.decoding import DecodedAudio, DocumentDecoder
 from tokkit.pipelines.inspect import InspectConfig, inspect_document
+from tokkit.pipelines.pack import PackConfig, pack
 from tokkit.pipelines.progress import SilentProgress
 from tokkit.pipelines.shard import ShardConfig, ShardResult, shard
 from tokkit.pipelines.sounds import SoundEncoder
@@ -177,6 +182,28 @@ def test_a_wrong_id_in_a_sound_is_found(world: World, tmp_path: Path) -> None:
     assert any("is audio code" in problem.message for problem in problems)
 
 
+@pytest.mark.parametrize("policy", ["overlong", "fill"])
+def test_sounds_longer_than_a_sequence_are_packed_in_parts(clean: ShardResult, tmp_path: Path, policy: str) -> None:
+    """From the parts in the plan's order come the codes; `tokkit verify` finds nothing wrong with the plan."""
+    out = tmp_path / "out"
+    shutil.copytree(clean.out, out)
+    shards, vocabulary = open_shards(out, "train"), UnifiedVocabulary.load(out / "vocabulary.json")
+    seq_len = int(shards.spans.length.max()) // 3
+    pack(PackConfig(directory=out, seq_len=seq_len, split_policy=SplitPolicy(policy)), SILENT)
+    plan = load_plan(pack_folder(out, f"seq{seq_len}-{policy}", "train"))
+    assert (plan.record.algorithm_version, plan.record.left_out) == (2, {})
+    assert plan.record.by_modality["audio"].frame_cuts > 1
+    found: dict[int, list[np.ndarray]] = {}
+    order = np.lexsort((plan.pieces.start, plan.pieces.document))
+    for d, start, length in zip(*(a[order].tolist() for a in astuple(plan.pieces)), strict=True):
+        parts = decode(shards.tokens(d, start, start + length), vocabulary, Layout(), whole=False)
+        found.setdefault(d, []).extend(part.codes for part in parts if isinstance(part, AudioCodes | AudioPiece))
+    for d in range(shards.num_documents):
+        (whole,) = [part for part in decode(shards.tokens(d), vocabulary, Layout()) if isinstance(part, AudioCodes)]
+        assert np.array_equal(np.concatenate(found[d], axis=1), whole.codes)
+    assert verify(VerifyConfig(directory=out), SILENT).problems == []
+
+
 def test_scales_are_kept_and_used(world: World, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = world.run(out, audio_tokenizer=world.stereo)
@@ -323,7 +350,7 @@ def test_the_options_reach_the_job(world: World, tmp_path: Path) -> None:
 def test_a_long_sound_gives_signs_of_life(world: World) -> None:
     """A worker that is silent for long is taken for dead, however long its sound is."""
     tokenizer = load_audio_tokenizer(world.mono)
-    encoder = SoundEncoder(tokenizer, AudioPreprocessing(), AudioLimits(), tokenizer.codebooks)
+    encoder = SoundEncoder.of(tokenizer, AudioPreprocessing(), AudioLimits(), tokenizer.codebooks)
     calls = {}
     for seconds in (30, 120):
         file = io.BytesIO()

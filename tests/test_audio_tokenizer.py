@@ -12,8 +12,8 @@ from audio_models import chunked, fill, fused, imported, signals, small_24k, sma
 
 from tokkit.errors import DataError, VocabularyError
 from tokkit.tokenizers.audio import load_audio_tokenizer, save_audio_tokenizer
-from tokkit.tokenizers.audio.base import AudioCode
-from tokkit.tokenizers.audio.model import EncodecTokenizer, bucket, pieces
+from tokkit.tokenizers.audio.base import AudioCode, Buckets
+from tokkit.tokenizers.audio.model import EncodecTokenizer, pieces
 from tokkit.tokenizers.audio.presets import PRESETS
 
 Pair = tuple[Any, EncodecTokenizer]
@@ -162,10 +162,14 @@ def test_a_long_clip_takes_no_more_memory_than_a_piece(mono: Pair, monkeypatch: 
 
 
 def test_buckets_and_pieces() -> None:
+    buckets = Buckets(320, 1, 10**7)
     for samples in [*range(1, 5000, 7), 24000 * 30, 10**7]:
-        length = bucket(samples, 320)
+        length = buckets.of(samples)
+        assert length is not None
         assert samples <= length <= max(samples * 1.125 + 320, 320)
         assert length % 320 == 0
+    assert Buckets(320, 100, 1000).of(99) is Buckets(320, 100, 1000).of(1001) is None
+    assert Buckets(320, 1, 1000, 48000).of(7) == 48000
     wave = np.arange(10, dtype=np.float32)[None]
     for size in (1, 3, 4, 10, 11):
         cut = list(pieces(chunked(wave, size), 4))
@@ -285,6 +289,17 @@ def test_a_folder_there_and_back(pair: Pair, tmp_path: Path) -> None:
     assert (loaded.fingerprint, loaded.config) == (tokenizer.fingerprint, tokenizer.config)
     clip = signals(tokenizer.sample_rate, tokenizer.channels)["sweep"]
     assert np.array_equal(loaded.encode([clip])[0].codes, tokenizer.encode([clip])[0].codes)
+
+
+def test_a_fingerprint_stays_what_it_was() -> None:
+    """Of a tokenizer as tokkit 0.1 wrote it: shards name it, so no later version may call it another."""
+    tokenizer = EncodecTokenizer(PRESETS["encodec-tiny"])
+    weights = {
+        name: (torch.arange(tensor.numel(), dtype=torch.float32) % 97 / 97 - 0.5).reshape(tensor.shape)
+        for name, tensor in tokenizer.shapes().items()
+    }
+    tokenizer.load_weights(weights)
+    assert tokenizer.fingerprint == "b2cd392bac860b0c6283b1da8f6ec04f32d7fc523dc578ad4a4ff1c1d7177795"
 
 
 def test_every_part_of_a_tokenizer_is_in_its_fingerprint(mono: Pair) -> None:

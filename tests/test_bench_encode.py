@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from tokkit.cli.main import app
@@ -65,3 +66,54 @@ def test_the_script_for_a_gpu_runs(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         runpy.run_path(str(script), run_name="__main__")
     assert left.value.code == 0
     assert "fp16 none" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_script_from_tars_to_shards_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "shard_gpu.py"
+    options = ["--device", "cpu", "--preset", "vq-tiny", "--size", "64", "--pictures", "64", "--batch-size", "8"]
+    options += ["--workers", "1", "--seconds", "0", "--precision", "fp32"]
+    monkeypatch.setattr(sys, "argv", [str(script), *options])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(script), run_name="__main__")
+    assert left.value.code == 0  # every picture was committed
+    said = capsys.readouterr().out
+    assert "share of the bare encoder" in said
+    assert "64 in " in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("audio_encode.py", "--device cpu --batch-size 1 --seconds 10 --rounds 1", "share of the bare network"),
+        ("features_encode.py", "--bare --count 4 --batch-size 2 --rounds 1 --precision fp16", "bare model is"),
+    ],
+)
+def test_the_scripts_against_the_bare_networks_run(
+    name: str, options: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / name
+    monkeypatch.setattr(sys, "argv", [str(script), *options.split()])
+    runpy.run_path(str(script), run_name="__main__")
+    assert says in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("leaks", [False, True])
+def test_the_script_of_the_attention_kernels_runs_and_finds_what_leaks(
+    leaks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a CPU: the dense mask and FlexAttention; where documents see each other it leaves with 1."""
+    script = Path(__file__).parents[1] / "benchmarks" / "attention.py"
+    options = ["--device", "cpu", "--rows", "2", "--seq-len", "1024", "--heads", "1"]  # two documents a row
+    monkeypatch.setattr(sys, "argv", [str(script), *options])
+    if leaks:
+        causal = torch.ones(1024, 1024, dtype=torch.bool).tril()
+        monkeypatch.setattr("tokkit.data.attention.dense_mask", lambda batch: causal)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(script), run_name="__main__")
+    assert left.value.code == int(leaks)
+    said = capsys.readouterr().out
+    assert "SDPA, dense mask" in said
+    assert "FlexAttention" in said

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from test_kill import SILENT, World
+from run_world import SILENT, World
 
 from tokkit.errors import FingerprintMismatch, UsageError
-from tokkit.pipelines import encoder_service
+from tokkit.pipelines import calibration, encoder_service
 from tokkit.pipelines.encoder_service import encoder_devices
 from tokkit.pipelines.shard import shard
 from tokkit.pipelines.verify import VerifyConfig, verify
@@ -79,6 +81,34 @@ def test_what_the_device_cannot_do_is_told(world: World, tmp_path: Path) -> None
     for option, message in (({"precision": "tf32"}, "tf32"), ({"acceleration": "graphs"}, "graphs")):
         with pytest.raises(UsageError, match=f"{message} needs an NVIDIA GPU"):
             world.run(tmp_path / message, **option)
+
+
+@pytest.mark.parametrize(
+    ("pictures_from", "documents", "ranges"),
+    [
+        (0, 5000, [(0, 8)]),
+        (100, 5000, [(0, 8), (8, 64), (64, 512)]),
+        (100, 40, [(0, 8), (8, 64)]),
+        (9000, 9000, [(0, 8), (8, 64), (64, 512), (512, 4096)]),
+    ],
+)
+def test_it_is_looked_further_where_the_first_documents_hold_no_picture(
+    pictures_from: int, documents: int, ranges: list[tuple[int, int]]
+) -> None:
+    looked = []
+
+    class Processor:
+        image = SimpleNamespace(overflowed=0)
+        encodes: Any = None
+
+        def probe(self, planned: object, report: object, first: int, last: int) -> int:
+            looked.append((first, last))
+            self.encodes.sums.pictures += max(0, min(last, documents) - max(first, pictures_from))
+            return max(0, min(last, documents) - first)
+
+    found = calibration._Calibrating(Processor(), calibration.CODE_CALIBRATION).process(None, lambda work: None)  # type: ignore[arg-type]
+    assert looked == ranges
+    assert (found.seen > 0) == (pictures_from < min(documents, 4096))
 
 
 def test_in_words() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from run_world import SILENT, World, ended, wait_for
 from shard_corpus import snapshot
-from test_kill import SILENT, World, ended, wait_for
 
 from tokkit.errors import ConfigError, FingerprintMismatch, TokkitError
 from tokkit.pipelines.ledger import Ledger

@@ -30,15 +30,15 @@ def run(capfd: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str
     return int(caught.value.code or 0), out, err
 
 
-def shard_arguments(made: tuple[Path, Path, Path], out: Path) -> list[object]:
+def shard_arguments(made: tuple[Path, Path, Path], out: Path, workers: int = 0) -> list[object]:
     corpus, text, image = made
     inputs = [corpus / name for name in ("pairs", "documents", "texts", "audio")]
-    return ["shard", *inputs, "--out", out, "--text-tokenizer", text, "--image-tokenizer", image, "--workers", 1]
+    return ["shard", *inputs, "--out", out, "--text-tokenizer", text, "--image-tokenizer", image, "--workers", workers]
 
 
 def test_the_main_way(capfd: pytest.CaptureFixture[str], made: tuple[Path, Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "shards"
-    code, output, errors = run(capfd, *shard_arguments(made, out), "--pack", 256, "--val-fraction", 0.2)
+    code, output, errors = run(capfd, *shard_arguments(made, out, workers=1), "--pack", 256, "--val-fraction", 0.2)
     assert code == 0, errors
     assert "What became of every document and media item" in output
     assert "Packing" in output
@@ -80,7 +80,7 @@ def test_json_is_all_that_is_on_standard_output(
     assert errors == ""
     result = json.loads(output)
     assert result["manifest"]["documents"]["committed"] > 0
-    assert result["summary"]["workers"] == 1
+    assert result["summary"]["workers"] == 0
 
 
 @pytest.mark.parametrize(
@@ -174,3 +174,27 @@ def test_inspect_shows_untrusted_text_without_its_control_characters() -> None:
     from tokkit.cli.inspect import harmless
 
     assert harmless("a\x1b[2Jb\tc\nd\ud800\x00\r é 日本 \u202e") == "a\\x1b[2Jb\tc\nd\\ud800\\x00\\r é 日本 \u202e"
+
+
+def test_every_option_of_shard_is_one_of_its_job() -> None:
+    """One that is not would be refused whenever it is given, and one that is not listed could not be told by its flag."""
+    import inspect
+
+    from tokkit.cli.shard import NO_FIELDS, as_fields, shard
+    from tokkit.pipelines.shard import ShardConfig
+
+    own = [name for name in inspect.signature(shard).parameters if name not in NO_FIELDS]
+    fields = as_fields(dict.fromkeys(own, "1"))
+    limits = {name: fields.pop(name) for name in ("image_limits", "audio_limits")}
+    assert set(fields) <= set(ShardConfig.model_fields)
+    for name, given in limits.items():
+        kind = type(ShardConfig.model_fields[name].get_default(call_default_factory=True))
+        assert set(given) <= set(inspect.signature(kind).parameters)
+    assert len(fields) + sum(map(len, limits.values())) == len(own)  # no two are the same one
+    assert fields["unit_bytes"] == "1"
+    assert as_fields(dict.fromkeys(own)) == {"inputs": None}
+    assert as_fields({"inputs": [], "strict": False, "seed": 0, "min_seconds": 0.0}) == {
+        "inputs": None,
+        "seed": 0,
+        "audio_limits": {"min_seconds": 0.0},
+    }

@@ -39,6 +39,7 @@ KINDS = {
     "vq-70000": ("vq-tiny", {"quantizer.codebook_size": 70_000}),
 }
 every = pytest.mark.parametrize("kind", KINDS)
+QUICK = ("residual-fsq", "vq-70000")  # of whole runs
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ def tokenizer_for(kind: str, folder: Path) -> Path:
     return folder / kind
 
 
-@every
+@pytest.mark.parametrize("kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])
 def test_shard_verify_inspect_pack(corpus: Path, tmp_path: Path, kind: str) -> None:
     vq = tokenizer_for(kind, tmp_path)
     tokenizer = load_image_tokenizer(vq)

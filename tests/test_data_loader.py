@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections import Counter
@@ -274,9 +275,15 @@ def test_redrawn_epochs_hold_every_piece_once_in_other_company(directory: Path, 
 @given(st.lists(st.integers(1, 6), max_size=60), st.integers(0, 2**40), st.integers(0, 50))
 def test_slots_are_drawn_within_their_length(lengths: list[int], seed: int, epoch: int) -> None:
     slots = Slots.of(np.array(lengths, dtype=np.int32))
-    drawn = [slots.draw(n, seed, epoch) for n in range(len(lengths))]
+    drawn = slots.draw(np.arange(len(lengths)), seed, epoch).tolist()
     assert sorted(drawn) == list(range(len(lengths)))
     assert [lengths[n] for n in drawn] == lengths
+    for length in set(lengths):  # a permutation of its own for each
+        mine = [n for n, other in enumerate(lengths) if other == length]
+        digest = hashlib.sha256(f"tokkit-redraw-1:{seed}:{length}".encode()).digest()
+        order = Permutation(len(mine), int.from_bytes(digest[:8], "little"), epoch)
+        assert [drawn[n] for n in mine] == [mine[order[n]] for n in range(len(mine))]
+        assert all(slots.draw(np.array([n]), seed, epoch)[0] == drawn[n] for n in mine)
 
 
 # ---- groups of about the same cost
@@ -316,3 +323,52 @@ def test_a_grouped_order_is_a_permutation(count: int, group: int, times: int, ep
     for index in (-1, count):
         with pytest.raises(IndexError):
             order[index]
+
+
+# ---- a training loop of several processes
+
+
+def _train(loader: PackedLoader, model: torch.nn.Module, world_size: int) -> list[torch.Tensor]:
+    """Three steps of a bigram model; the loss is over all ranks' tokens. The parameters after each."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    states = []
+    for _, batch in zip(range(3), loader, strict=False):
+        total = batch["num_loss_tokens"].clone()
+        if world_size > 1:
+            torch.distributed.all_reduce(total)
+        logits = model(batch["input_ids"])
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), reduction="sum")
+        optimizer.zero_grad()
+        (loss * world_size / total).backward()  # the gradients of the ranks are averaged
+        optimizer.step()
+        states.append(torch.cat([p.detach().flatten().clone() for p in model.parameters()]))
+    return states
+
+
+def _bigrams() -> torch.nn.Module:
+    torch.manual_seed(0)
+    size = packing_corpus.VOCABULARY.size
+    return torch.nn.Sequential(torch.nn.Embedding(size, 4), torch.nn.Linear(4, size)).double()
+
+
+def _rank(rank: int, folder: str, directory: Path) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    rows = PackedDataset(directory, NAME, seed=5, labels="shifted")
+    loader = PackedLoader(rows, batch_size=2, rank=rank, world_size=2, workers=1)
+    states = _train(loader, torch.nn.parallel.DistributedDataParallel(_bigrams()), 2)
+    torch.save({"states": states, "state": loader.state_dict()}, Path(folder) / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_of_a_ddp_loop_learn_what_one_process_does(directory: Path, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_rank, (str(tmp_path), directory), nprocs=2)
+    one, two = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    alone = PackedLoader(PackedDataset(directory, NAME, seed=5, labels="shifted"), batch_size=4)
+    expected = _train(alone, _bigrams(), 1)
+    assert not torch.equal(expected[0], expected[-1])
+    for first, second, mine in zip(one["states"], two["states"], expected, strict=True):
+        assert torch.equal(first, second)
+        torch.testing.assert_close(first, mine)
+    assert one["state"] == two["state"] == alone.state_dict()

@@ -208,7 +208,9 @@ SIZES = st.one_of(st.integers(0, 300), st.sampled_from([4**k + d for k in range(
 @given(SIZES, st.integers(), st.integers(0, 9))
 def test_permutation_is_a_bijection(n: int, seed: int, epoch: int) -> None:
     permutation = Permutation(n, seed, epoch)
-    assert sorted(permutation[i] for i in range(n)) == list(range(n))
+    elements = [permutation[i] for i in range(n)]
+    assert sorted(elements) == list(range(n))
+    assert permutation.take(np.arange(-1, n + 1)).tolist() == [-1, *elements, -1]
 
 
 def test_permutation_spreads() -> None:
@@ -253,7 +255,7 @@ def test_pickled_dataset_reads_the_same(directory: Path) -> None:
     assert equal(copy[0], first)
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_give_what_one_process_gives(directory: Path, start: str) -> None:
     dataset = PackedDataset(directory, NAME, seed=9, labels="shifted", cu_seqlens=True)
     alone = list(DataLoader(dataset, batch_size=3, collate_fn=collate))
@@ -277,6 +279,20 @@ def test_items_together_are_the_items_one_by_one(directory: Path, name: str) -> 
 
 
 # ---- what is refused
+
+
+@pytest.mark.parametrize("name", [NAME, "rows"])
+@pytest.mark.parametrize("seed", [None, 3])
+def test_tokens_and_borders_alone_are_those_of_all_fields(directory: Path, name: str, seed: int | None) -> None:
+    lean = PackedDataset(directory, name, seed=seed, dense=False)
+    everything = PackedDataset(directory, name, seed=seed, cu_seqlens=True)
+    for numbers in ([0], [3, 1, 1], list(range(len(lean))), [-1, 0], []):
+        found, expected = lean.__getitems__(numbers).batch, everything.__getitems__(numbers).batch
+        assert found.keys() == {"input_ids", "cu_seqlens", "num_segments"}
+        assert all(torch.equal(values, expected[key]) for key, values in found.items())
+    for wrong in (len(lean), -len(lean) - 1):
+        with pytest.raises(IndexError, match="of"):
+            lean.__getitems__([0, wrong])
 
 
 def test_indices(directory: Path) -> None:

@@ -594,8 +594,7 @@ def test_what_kills_is_found_by_one_of_two_at_work(
 @pytest.mark.parametrize(
     ("workers", "point"),
     [
-        (0, "index:70"),
-        *(pytest.param(0, p, marks=pytest.mark.slow) for p in ("index:1", "indexed", "decided")),
+        *(pytest.param(0, p, marks=pytest.mark.slow) for p in ("index:70", "index:1", "indexed", "decided")),
         *(pytest.param(0, p, marks=pytest.mark.slow) for p in ("before-commit:2", "before-manifest")),
         *(pytest.param(2, p, marks=pytest.mark.slow) for p in ("indexed", "decided")),
     ],

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from run_world import SILENT, World, ended, wait_for
 from shard_corpus import snapshot
-from test_kill import SILENT, World, ended, wait_for
 
 from tokkit.dedup.spill import Spill, spilled_array
 from tokkit.errors import ResumableStop
@@ -130,7 +130,7 @@ STAGES = {
     "report": "before-report",
     "the page itself": "in-report",
 }
-QUICK = ("planning", "commit record", "coalescing")
+QUICK = ("commit record", "coalescing")
 
 
 @pytest.mark.parametrize("stage", [s if s in QUICK else pytest.param(s, marks=pytest.mark.slow) for s in STAGES])
@@ -279,7 +279,7 @@ def laid_over(folder: Path) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("already", [False, True])
+@pytest.mark.parametrize("already", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_read_only_disk_is_told_and_nothing_changed(world: World, clean: dict[str, str], disk: Disk, already: bool) -> None:
     out = disk.path / "out"
     if already:
@@ -310,7 +310,9 @@ def test_an_output_that_becomes_read_only_under_a_run(
     assert world.run(out) == clean
 
 
-@pytest.mark.parametrize("folder", ["tokens", "commits", "run/payloads"])
+@pytest.mark.parametrize(
+    "folder", ["commits", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tokens", "run/payloads"))]
+)
 def test_one_folder_that_is_read_only(world: World, clean: dict[str, str], tmp_path: Path, folder: str) -> None:
     """A folder of the output is a mount of its own and cannot be written to: what does not need it is done."""
     out = tmp_path / "out"

@@ -49,7 +49,7 @@ def test_a_worker_that_dies_is_replaced_and_its_unit_done(tmp_path: Path, how: s
     assert not memory.poison
 
 
-@pytest.mark.parametrize("behind", [0, 9])
+@pytest.mark.parametrize("behind", [0, pytest.param(9, marks=pytest.mark.slow)])
 def test_documents_that_kill_are_found_and_left_out(tmp_path: Path, behind: int) -> None:
     """Three in one unit, of which one is worked on only long after it was read."""
     faults = {(1, 3): "SIGSEGV", (1, 97): "SIGABRT", (1, 149): "exit9"}
@@ -69,7 +69,10 @@ def test_what_is_known_to_kill_is_not_tried_again(tmp_path: Path) -> None:
     assert begun(tmp_path, 0) == 1
 
 
-@pytest.mark.parametrize(("how", "says"), [("SIGKILL", "was killed by SIGKILL"), ("hang", "gave no sign of life")])
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [("SIGKILL", "was killed by SIGKILL"), pytest.param("hang", "gave no sign of life", marks=pytest.mark.slow)],
+)
 def test_memory_and_time_reject_nothing(tmp_path: Path, how: str, says: str) -> None:
     """The run does all else, then stops resumable, and names the document."""
     memory = Memory()

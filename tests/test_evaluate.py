@@ -32,7 +32,7 @@ from tokkit.pipelines.settings import validated
 from tokkit.tokenizers.image import load_image_tokenizer
 from tokkit.tokenizers.image.presets import configure
 from tokkit.training.image_task import fresh_tokenizer
-from tokkit.training.pictures import is_held_out
+from tokkit.training.items import is_held_out
 
 GOOD = 11  # pictures; two more have the same bytes, and two are broken
 

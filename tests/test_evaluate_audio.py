@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
+from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -83,6 +86,28 @@ def test_what_cannot_be_measured_is_told(world: tuple[Path, Path, Path], tmp_pat
         run(world, tmp_path / "out", inputs=(str(tmp_path / "bad"),))
 
 
+def test_figures_that_are_not_there_are_named(
+    world: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("pystoi", "pesq"):
+        monkeypatch.setitem(sys.modules, package, None)
+    result = run(world, tmp_path / "a", limit=2)
+    assert (result.tokenizers[0].stoi, result.tokenizers[0].pesq) == (None, None)
+    assert result.missing == {"stoi": "pip install 'tokkit[speech]'", "pesq": "pip install pesq (needs a C compiler)"}
+    assert "pystoi" not in result.packages
+    page = (tmp_path / "a" / "eval.html").read_text()
+    assert "stoi not measured: pip install &#39;tokkit[speech]&#39;." in page
+    package = ModuleType("pystoi")
+    vars(package).update(stoi=lambda *arguments, **options: 0.6)
+    monkeypatch.setitem(sys.modules, "pystoi", package)
+    result = run(world, tmp_path / "b")
+    assert result.tokenizers[0].stoi == pytest.approx(0.6)
+    assert set(result.missing) == {"pesq"}
+    assert "pystoi" in result.packages
+    vars(package).update(stoi=lambda *arguments, **options: float("nan"))
+    assert run(world, tmp_path / "c").missing["stoi"] == "no clip holds enough speech"
+
+
 def test_the_command(world: tuple[Path, Path, Path], tmp_path: Path) -> None:
     from tokkit.cli.main import app
 
@@ -93,3 +118,27 @@ def test_the_command(world: tuple[Path, Path, Path], tmp_path: Path) -> None:
     assert (scores["codebooks"], scores["clips"]) == (2, 3)
     refused = CliRunner().invoke(app, [*command, "--resolution", "64"])
     assert refused.exit_code == 2
+
+
+def test_the_command_measures_stoi_with_the_package(world: tuple[Path, Path, Path], tmp_path: Path, shared_data: Path) -> None:
+    """Of real speech, by the package of ``tokkit[speech]`` as it is installed: what it says of the same sounds itself."""
+    from tokkit.cli.main import app
+
+    package = pytest.importorskip("pystoi")
+    folder = tmp_path / "speech"
+    folder.mkdir()
+    for path in sorted((shared_data / "audio" / "ljspeech").glob("*.wav"))[:2]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    ran = CliRunner().invoke(app, ["eval", str(world[1]), str(folder), "--out", str(tmp_path / "o"), "--json", "--quiet"])
+    assert ran.exit_code == 0, ran.output
+    told = json.loads(ran.stdout)
+    tokenizer, expected = load_audio_tokenizer(world[1]), []
+    for path in sorted(folder.iterdir()):
+        wave = load_audio(path.read_bytes(), tokenizer.sample_rate, tokenizer.channels)
+        back = tokenizer.decode(tokenizer.encode([wave])[0])
+        expected.append(package.stoi(wave.mean(axis=0), back.mean(axis=0), tokenizer.sample_rate))
+    (scores,) = told["tokenizers"]
+    assert scores["stoi"] == pytest.approx(np.mean(expected), abs=1e-9)
+    assert "stoi" not in told["missing"]
+    assert told["packages"]["pystoi"] == version("pystoi")
+    assert "STOI" in (tmp_path / "o" / "eval.html").read_text()

@@ -27,7 +27,7 @@ from tokkit.storage import sha256_file
 
 SILENT = SilentProgress()
 L = 64
-FORMATS = ["megatron", "ds", "olmo", "mds", "parquet", "arrow", "webdataset"]
+FORMATS = ["megatron", "ds", "olmo", "mds", "parquet", "arrow", "datasets", "webdataset"]
 
 needs_megatron = pytest.mark.skipif(not importlib.util.find_spec("megatron"), reason="megatron-core is not installed")
 needs_datatrove = pytest.mark.skipif(not importlib.util.find_spec("datatrove"), reason="datatrove is not installed")
@@ -127,6 +127,18 @@ def read_arrow(path: Path, directory: Path) -> list[list[int]]:
     return rows_of(pa.ipc.open_file(pa.memory_map(f"{path}.arrow")).read_all())
 
 
+def read_saved(path: Path, directory: Path) -> list[list[int]]:
+    table = pa.ipc.open_stream(pa.memory_map(f"{path}.arrow")).read_all()
+    kind = table.schema.field("input_ids").type
+    assert kind.value_type == pa.from_numpy_dtype(dtype_of(directory))
+    if pa.types.is_fixed_size_list(kind):
+        assert kind.list_size == L
+        assert table.column_names == ["input_ids", "cu_seqlens", "loss_mask"]
+    else:
+        assert set(table.column_names) <= {"id", "source", "locator", "input_ids", "learnt"}
+    return table.column("input_ids").to_pylist()  # type: ignore[no-any-return]
+
+
 def rows_of(table: pa.Table) -> list[list[int]]:
     found: list[list[int]] = table.column("input_ids").to_pylist()
     if "position_ids" in table.column_names:
@@ -185,6 +197,7 @@ READERS = {
     "olmo": read_olmo,
     "parquet": read_parquet,
     "arrow": read_arrow,
+    "datasets": read_saved,
     "webdataset": read_webdataset,
 }
 
@@ -319,3 +332,35 @@ def test_datasets_reads_the_tables(directory: Path, tmp_path: Path) -> None:
         files = {"train": str(tmp_path / to / "train" / f"*.{to}")}
         table = load_dataset(to, data_files=files, split="train", cache_dir=str(tmp_path / "cache"))
         assert table["input_ids"][:] == rows(directory, "train")
+
+
+@needs_datasets
+@pytest.mark.parametrize("plan", ["rows", f"seq{L}-overlong"])
+def test_datasets_maps_what_was_saved(directory: Path, tmp_path: Path, plan: str) -> None:
+    from datasets import Dataset, load_from_disk
+    from datasets.table import MemoryMappedTable
+
+    exported(directory, tmp_path / "saved", "datasets", plan)
+    both = load_from_disk(str(tmp_path / "saved"))
+    assert set(both) == {"train", "val"}
+    for split in ("train", "val"):
+        packed = PackedDataset(directory, plan, split, cu_seqlens=True)
+        alone = Dataset.from_file(str(tmp_path / "saved" / split / "00000.arrow"))
+        assert isinstance(alone.data, MemoryMappedTable)
+        assert alone.cache_files == both[split].cache_files  # the file itself, no copy of it
+        for n, row in enumerate(packed):
+            borders = row["cu_seqlens"][: int(row["num_segments"]) + 1].tolist()
+            expected = {"input_ids": row["input_ids"].tolist(), "cu_seqlens": borders, "loss_mask": row["loss_mask"].tolist()}
+            assert alone[n] == both[split][n] == expected
+        assert len(alone) == len(both[split]) == len(packed)
+    assert both["train"].with_format("numpy")[:2]["input_ids"].shape == (2, L)
+
+
+@needs_datasets
+def test_datasets_maps_documents_too(directory: Path, tmp_path: Path) -> None:
+    from datasets import load_from_disk
+
+    exported(directory, tmp_path / "saved", "datasets")
+    saved = load_from_disk(str(tmp_path / "saved" / "train"))
+    assert saved["input_ids"][:] == [ids for shard in documents(directory, "train") for ids in shard]
+    assert {"id", "source", "locator"} <= set(saved.column_names)

@@ -8,9 +8,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import feature_double
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -19,13 +21,15 @@ from shard_corpus import Corpus, picture, snapshot, write_corpus, write_tokenize
 
 import tokkit.pipelines.features
 from tokkit.data.packed import PackedDataset
-from tokkit.errors import ConfigError, DataError, FingerprintMismatch, ResumableStop, UsageError
+from tokkit.errors import ConfigError, DataError, FingerprintMismatch, ResumableStop, UsageError, VerificationError
 from tokkit.failpoints import VARIABLE
+from tokkit.features.manifest import load_cache_manifest
 from tokkit.features.store import open_cache
+from tokkit.features.writer import SUFFIXES
 from tokkit.media.images import decode_image
-from tokkit.pipelines import finish_run
+from tokkit.pipelines import finish_run, reencode_features
 from tokkit.pipelines.features import FeaturesConfig, FeaturesResult, features, features_part
-from tokkit.pipelines.findings import Code
+from tokkit.pipelines.findings import ADVICE, Code, VerifyResult
 from tokkit.pipelines.finish_run import FinishConfig, finish
 from tokkit.pipelines.inspect import InspectConfig, inspect_document
 from tokkit.pipelines.pack import PackConfig, pack
@@ -34,6 +38,7 @@ from tokkit.pipelines.remove import RemoveConfig, remove
 from tokkit.pipelines.settings import validated
 from tokkit.pipelines.shard import ShardConfig, shard
 from tokkit.pipelines.verify import VerifyConfig, verify
+from tokkit.shards.manifest import load_manifest
 from tokkit.storage import record_json
 from tokkit.tokenizers.text import load_text_tokenizer
 
@@ -276,17 +281,133 @@ def test_token_shards_are_another_product(world: World, clean: FeaturesResult) -
         shard(ShardConfig.model_validate(entry), SILENT)
 
 
-def test_what_is_for_token_shards_says_so_of_a_cache(clean: FeaturesResult, tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_text("any\n")
-    removal = RemoveConfig(directory=clean.out, out=tmp_path / "removed", lists=(tmp_path / "list.txt",))
+def test_what_is_for_token_shards_says_so_of_a_cache(clean: FeaturesResult) -> None:
     for attempt in (
         lambda: pack(PackConfig(directory=clean.out, seq_len=64), SILENT),
-        lambda: inspect_document(InspectConfig(directory=clean.out, document="0"), SILENT),
-        lambda: remove(removal, SILENT),
         lambda: PackedDataset(clean.out, "any"),
     ):
         with pytest.raises(DataError, match="holds a feature cache, not token shards"):
             attempt()
+
+
+# ---- looking at one document
+
+
+def test_a_document_is_shown_with_its_places_and_features(clean: FeaturesResult, world: World, tmp_path: Path) -> None:
+    cache = open_cache(clean.out)
+    number = next(n for n in range(cache.num_documents) if len(cache.items_of(n)) > 1 and len(cache.ids(n)))
+    document = cache.document(number)
+    found = inspect_document(InspectConfig(directory=clean.out, document=f"train:{number}", out=tmp_path), SILENT)
+    text = load_text_tokenizer(world.text)
+    shown, place = 0, 0
+    for part in found.parts:
+        if part.kind == "text":
+            assert part.text == text.decode(document.ids[shown : shown + part.tokens])
+            shown += part.tokens
+        else:
+            item = document.items[place]
+            assert shown == document.positions[place]
+            assert part.shape == (cache.lengths[item], DIM)
+            assert part.detail is not None
+            assert f"{cache.entry(item).width} x {cache.entry(item).height} pixels" in part.detail
+            assert np.array_equal(np.load(tmp_path / f"features-{place}.npy"), cache.dense(item))
+            place += 1
+    assert (shown, place) == (len(document.ids), len(document.items))
+    assert found.row["tokens"] == len(document.ids) + sum(cache.lengths[item] for item in document.items)
+    written = (tmp_path / "document.md").read_text()
+    assert written.count(" features, features-") == place
+    by_name = inspect_document(InspectConfig(directory=clean.out, document=str(found.row["locator"])), SILENT)
+    assert by_name.number == number
+    with pytest.raises(UsageError, match="no document 'nobody'"):
+        inspect_document(InspectConfig(directory=clean.out, document="nobody"), SILENT)
+
+
+def test_a_kept_place_is_shown_as_missing(world: World, tmp_path: Path) -> None:
+    out = world.run(tmp_path / "out", missing_image="keep-marker").out
+    cache = open_cache(out)
+    missing = next(n for n in range(len(cache)) if not cache.lengths[n])
+    found = inspect_document(InspectConfig(directory=out, document=str(cache.document_of[missing])), SILENT)
+    assert "missing image" in [part.kind for part in found.parts]
+
+
+# ---- documents taken out
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "int8"])
+def test_what_is_left_is_what_a_run_leaves_that_filters_what_is_taken_out(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Byte by byte, the pooled embeddings and kept places of missing pictures among it."""
+    every = {"inputs": [str(world.corpus.folder / "documents")], "dtype": dtype, "missing_image": "keep-marker"}
+    one_shard = {"shard_bytes": 1 << 30, "metadata": ["n"]}
+    whole = world.run(tmp_path / "all", **every, **one_shard).out
+    splits = load_cache_manifest(whole).splits
+    names = [open_cache(whole, split).document_tables(["id"]).__next__().column("id").to_pylist() for split in splits]
+    gone = [name for listed in names for name in listed[1:4]]
+    (tmp_path / "list.txt").write_text("\n".join(gone))
+    (tmp_path / "keep.py").write_text(f"def keep(document):\n    return document.id not in {gone!r}\n")
+    filtered = world.run(tmp_path / "filtered", **every, **one_shard, filters=[f"{tmp_path / 'keep.py'}:keep"]).out
+    result = remove(RemoveConfig(directory=whole, out=tmp_path / "new", lists=(tmp_path / "list.txt",)), SILENT)
+    assert result.removal.documents == len(gone) > 3
+    for split in splits:
+        for suffix in SUFFIXES:
+            mine, other = (tmp_path / name / "features" / split / f"00000.{suffix}" for name in ("new", "filtered"))
+            assert mine.read_bytes() == other.read_bytes(), (split, suffix)
+    manifest, other = load_cache_manifest(tmp_path / "new"), load_cache_manifest(filtered)
+    assert manifest.features == other.features
+    assert manifest.splits == other.splits
+    assert manifest.documents == other.documents
+    assert manifest.items["image"]["committed"] == other.items["image"]["committed"]
+    assert sum(manifest.items["image"].values()) == sum(other.items["image"].values())
+    assert manifest.removals == [result.removal]
+    monkeypatch.setattr(FeaturesConfig, "load_encoder", DoubleConfig.load_encoder)
+    found = look(tmp_path / "new")
+    assert found.ok, found.problems
+    assert not found.skipped
+
+
+def test_shards_of_a_cache_that_lose_nothing_are_the_same_files(clean: FeaturesResult, tmp_path: Path) -> None:
+    before = snapshot(clean.out)
+    first = next(open_cache(clean.out).document_tables(["source", "locator"])).to_pylist()
+    (tmp_path / "list.txt").write_text("\n".join(f"{row['source']}/{row['locator']}" for row in first))
+    result = remove(RemoveConfig(directory=clean.out, out=tmp_path / "new", lists=(tmp_path / "list.txt",)), SILENT)
+    assert snapshot(clean.out) == before
+    assert result.removal.documents == len(first)
+    old, new = (load_cache_manifest(out).splits["train"].shards for out in (clean.out, tmp_path / "new"))
+    assert len(new) == len(old) - 1 > 1
+    for number in range(len(new)):
+        for suffix in SUFFIXES:
+            same = tmp_path / "new" / "features" / "train" / f"{number:05d}.{suffix}"
+            assert same.samefile(clean.out / "features" / "train" / f"{number + 1:05d}.{suffix}")
+    assert verify(VerifyConfig(directory=tmp_path / "new"), SILENT).ok
+    assert "removed" in (tmp_path / "new" / "report.html").read_text()
+
+
+def test_damage_of_a_cache_gets_no_good_checksum(copy: Path, tmp_path: Path) -> None:
+    path = next(path for path in sorted((copy / "features" / "train").glob("*.bin")) if path.stat().st_size > 1000)
+    data = bytearray(path.read_bytes())
+    data[1] ^= 1
+    path.write_bytes(data)
+    table = pq.read_table(path.with_name(path.name.removesuffix(".bin") + ".documents.parquet")).to_pylist()
+    (tmp_path / "list.txt").write_text(f"{table[0]['source']}/{table[0]['locator']}")
+    with pytest.raises(VerificationError, match="is damaged"):
+        remove(RemoveConfig(directory=copy, out=tmp_path / "new", lists=(tmp_path / "list.txt",)), SILENT)
+
+
+@pytest.mark.parametrize("load", [load_manifest, load_cache_manifest])
+def test_an_unfinished_output_names_the_command_that_began_it(
+    clean: FeaturesResult, tmp_path: Path, load: Callable[[Path], object]
+) -> None:
+    for name, semantic, command in (
+        ("cache", clean.manifest.semantic, "tokkit features"),
+        ("shards", {"code_version": 1}, "tokkit shard"),
+        ("claimed", None, "tokkit shard"),
+    ):
+        (tmp_path / name / "run").mkdir(parents=True)
+        if semantic is not None:
+            (tmp_path / name / "config.json").write_text(json.dumps({"semantic": semantic}))
+        with pytest.raises(DataError, match=f"is not finished: run the same `{command}` command again"):
+            load(tmp_path / name)
 
 
 def test_options_of_tokens_are_refused(world: World, tmp_path: Path) -> None:
@@ -363,6 +484,14 @@ def test_what_contradicts_itself_is_found_though_the_checksums_are_right(copy: P
     }
 
 
+def test_what_to_do_names_the_command_that_made_a_cache(copy: Path) -> None:
+    (copy / "manifest.json").unlink()
+    found = verify(VerifyConfig(directory=copy), SILENT)
+    assert [problem.code for problem in found.problems] == [Code.UNFINISHED]
+    assert "`tokkit features`" in ADVICE[Code.UNFINISHED].remedy
+    assert "`tokkit features`" in ADVICE[Code.CHECKSUM].remedy
+
+
 def test_a_document_too_few_is_found(copy: Path) -> None:
     name = "00006.documents.parquet"
     table = pq.read_table(copy / "features" / "train" / name)
@@ -372,6 +501,83 @@ def test_a_document_too_few_is_found(copy: Path) -> None:
     assert Code.INDEX_MISMATCH in verify(VerifyConfig(directory=copy), SILENT).counts
 
 
-def test_encoding_again_is_for_token_shards(clean: FeaturesResult) -> None:
-    with pytest.raises(UsageError, match="--reencode"):
-        verify(VerifyConfig(directory=clean.out, reencode=2), SILENT)
+# ---- encoding again
+
+
+@pytest.fixture
+def again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in is what recorded options load, too."""
+    monkeypatch.setattr(FeaturesConfig, "load_encoder", DoubleConfig.load_encoder)
+
+
+def look(out: Path, count: int = 1000, **more: Any) -> VerifyResult:
+    return verify(VerifyConfig(directory=out, reencode=count, **more), SILENT)
+
+
+@pytest.mark.usefixtures("again")
+@pytest.mark.parametrize("dtype", ["fp16", "int8"])
+def test_every_document_encodes_to_the_bytes_in_the_cache(
+    world: World, clean: FeaturesResult, tmp_path: Path, dtype: str
+) -> None:
+    out = clean.out if dtype == "fp16" else world.run(tmp_path / "out", dtype=dtype).out
+    result = look(out)
+    found = result.reencoded
+    assert result.ok, result.problems
+    assert found is not None
+    assert found.documents == found.exact == sum(split.documents for split in clean.manifest.splits.values())
+    assert found.equal_codes == found.codes == DIM * sum(totals.tokens for totals in clean.manifest.features.values())
+
+
+@pytest.mark.usefixtures("again")
+def test_a_changed_value_is_told_with_its_item(copy: Path) -> None:
+    path = next(path for path in sorted((copy / "features" / "train").glob("*.bin")) if path.stat().st_size > 1000)
+    data = bytearray(path.read_bytes())
+    data[1] ^= 1  # of the first value of the first item
+    path.write_bytes(data)
+    result = look(copy, checksums=False)
+    assert set(result.counts) == {Code.REENCODE}
+    assert "item 0: 1 of " in str(result.problems[0])
+
+
+@pytest.mark.usefixtures("again")
+def test_changed_text_is_told(copy: Path) -> None:
+    path = next(path for path in sorted((copy / "features" / "train").glob("*.tokens.bin")) if path.stat().st_size)
+    ids = np.fromfile(path, "<i4")
+    ids[0] += 1
+    path.write_bytes(ids.tobytes())
+    assert "text id 0 is " in str(look(copy, checksums=False).problems[0])
+
+
+@pytest.mark.usefixtures("again")
+@pytest.mark.parametrize(
+    ("elsewhere", "scale", "told"), [(True, 1.002, ""), (True, 1.2, "more than rounding"), (False, 1.002, "differ")]
+)
+def test_rounding_is_measured_elsewhere_and_a_problem_here(
+    clean: FeaturesResult, monkeypatch: pytest.MonkeyPatch, elsewhere: bool, scale: float, told: str
+) -> None:
+    if elsewhere:
+        real = reencode_features.numeric_environment
+        monkeypatch.setattr(
+            reencode_features, "numeric_environment", lambda *args, **more: {**real(*args, **more), "threads": 7}
+        )
+    monkeypatch.setattr(feature_double, "MATRIX", feature_double.MATRIX * np.float32(scale))
+    result = look(clean.out)
+    found = result.reencoded
+    assert found is not None
+    assert found.equal_codes < found.codes
+    assert found.lowest == pytest.approx(scale - 1, rel=0.3)
+    assert bool(found.differences) is elsewhere
+    assert bool(found.exact) is not elsewhere
+    assert result.ok is (told == "")
+    assert told in " ".join(map(str, result.problems))
+
+
+@pytest.mark.usefixtures("again")
+def test_what_encodes_again_must_be_what_encoded(clean: FeaturesResult, copy: Path) -> None:
+    with pytest.raises(DataError, match="not the encoder that this cache was made with"):
+        look(clean.out, encoder="2")
+    with pytest.raises(UsageError, match="--image-tokenizer"):
+        look(clean.out, image_tokenizer=copy)
+    (copy / "run" / "job.json").unlink()
+    with pytest.raises(UsageError, match=r"job\.json"):
+        look(copy)

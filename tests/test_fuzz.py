@@ -51,10 +51,12 @@ def test_a_moment_of_each(name: str, tmp_path: Path) -> None:
 
 # What are kinds of one format has its minute together.
 FORMATS = [
-    ("obelics", "hf_parquet", "text_parquet"),
+    ("obelics", "hf_parquet", "img2dataset", "text_parquet"),
+    ("tar", "tar.gz"),
     ("jsonl", "jsonl.gz", "jsonl.zst", "jsonl.zip"),
     ("mmc4", "llava_list", "llava_lines"),
     ("csv", "tsv"),
+    ("nemo", "lhotse", "lhotse_supervisions", "librispeech", "common_voice", "hf_audio"),
     ("warc", "warc.gz", "warc.gz_stream", "wet", "arc"),
     ("text", "image_folder"),
     ("gif", "tiff", "avif", "others"),

@@ -109,6 +109,7 @@ def test_the_defaults_that_help_shows_are_the_jobs() -> None:
     from tokkit.pipelines.features import FeaturesConfig
     from tokkit.pipelines.pack import PackConfig
     from tokkit.pipelines.shard import ShardConfig
+    from tokkit.pipelines.train_codec import TrainCodecConfig
     from tokkit.pipelines.train_text import TrainTextConfig
     from tokkit.pipelines.train_vq import DEFAULT_STEPS, TrainVQConfig
 
@@ -118,6 +119,7 @@ def test_the_defaults_that_help_shows_are_the_jobs() -> None:
         "features": FeaturesConfig,
         "train-text": TrainTextConfig,
         "train-vq": TrainVQConfig,
+        "train-codec": TrainCodecConfig,
         "pack": PackConfig,
         "demo": DemoConfig,
     }
@@ -149,11 +151,18 @@ def test_every_preset_is_named_where_people_look() -> None:
     import typer
 
     from tokkit.cli.main import app
-    from tokkit.tokenizers.image.presets import PRESETS
+    from tokkit.tokenizers.audio.presets import PRESETS as SOUNDS
+    from tokkit.tokenizers.image.presets import PRESETS as PICTURES
 
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    shown = next(option.help for option in commands["train-vq"].params if option.name == "preset")
-    page = (ROOT / "docs" / "image_tokenizers.md").read_text()
-    for preset in PRESETS:
-        assert preset in shown
-        assert f"| `{preset}` |" in page
+    only_imported = ("encodec-48k", "musicgen-32k", "encodec-tiny")
+    trained = [name for name in SOUNDS if name not in only_imported]
+    for command, presets, page in (
+        ("train-vq", list(PICTURES), "image_tokenizers.md"),
+        ("train-codec", trained, "train-codec.md"),
+    ):
+        shown = next(option.help for option in commands[command].params if option.name == "preset")
+        text = (ROOT / "docs" / page).read_text()
+        for preset in presets:
+            assert preset in shown
+            assert f"| `{preset}` |" in text

@@ -48,7 +48,7 @@ def parts(draw: st.DrawFn, square: bool) -> list[Part]:
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.data(), st.sampled_from(["plain", "rows", "grid"]))
+@given(st.data(), st.sampled_from(["plain", "rows", "grid", "grid_rows"]))
 def test_what_is_written_comes_back_and_spans_tile_the_document(data: st.DataObject, layout_name: str) -> None:
     layout = Layout(layout_name)  # type: ignore[arg-type]
     written = data.draw(parts(square=layout_name == "plain"))
@@ -69,7 +69,7 @@ def test_what_is_written_comes_back_and_spans_tile_the_document(data: st.DataObj
 
 
 @settings(deadline=None, max_examples=300)
-@given(st.data(), st.sampled_from(["plain", "rows", "grid"]))
+@given(st.data(), st.sampled_from(["plain", "rows", "grid", "grid_rows"]))
 def test_no_damage_passes_for_another_document(data: st.DataObject, layout_name: str) -> None:
     """Whatever is done to a sequence, it is either refused at a place in it, or is exactly what writing its parts gives."""
     layout = Layout(layout_name)  # type: ignore[arg-type]

@@ -8,84 +8,27 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from shard_corpus import Corpus, snapshot, write_corpus, write_tokenizers
+from run_world import SILENT, World, ended, wait_for, workers_of
+from shard_corpus import snapshot
 
 from tokkit.errors import ConfigError, DataError, ResumableStop
-from tokkit.failpoints import VARIABLE, parse
+from tokkit.failpoints import parse
 from tokkit.pipelines import pool
 from tokkit.pipelines.finish_run import FinishConfig, finish
 from tokkit.pipelines.leases import Owner
 from tokkit.pipelines.ledger import Ledger
 from tokkit.pipelines.plan import Poison, _read_units
-from tokkit.pipelines.progress import SilentProgress
 from tokkit.pipelines.settings import validated
-from tokkit.pipelines.shard import PartResult, ShardConfig, shard, shard_part
+from tokkit.pipelines.shard import ShardConfig, shard, shard_part
 from tokkit.pipelines.verify import VerifyConfig, verify
 from tokkit.storage import read_json
 
-SILENT = SilentProgress()
 VICTIM = "00000.tar#000000003"  # a good pair
-
-
-class World:
-    """The generated corpus and its tokenizers, and how to run the job over them: here, or as the command."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.corpus: Corpus = write_corpus(folder / "corpus")
-        self.text, self.image = write_tokenizers(folder / "tokenizers")
-        self.inputs = [str(self.corpus.folder / name) for name in ("pairs", "documents", "texts", "audio")]
-        self.unit_bytes, self.shard_tokens = 6000, 1500
-
-    def config(self, out: Path, **options: object) -> ShardConfig:
-        settings: dict[str, object] = {
-            "inputs": self.inputs,
-            "out": out,
-            "text_tokenizer": self.text,
-            "image_tokenizer": self.image,
-            "workers": 0,
-            "unit_bytes": self.unit_bytes,
-            "shard_tokens": self.shard_tokens,
-            "batch_size": 4,
-            "val_fraction": 0.2,
-            "pair_order": "random",
-            "report_documents": 3,
-            "pack": 128,
-        }
-        return ShardConfig.model_validate(settings | options)
-
-    def run(self, out: Path, **options: object) -> dict[str, str]:
-        """Run in this process; what came of it."""
-        shard(self.config(out, **options), SILENT)
-        return snapshot(out)
-
-    def part(self, out: Path, index: int, count: int) -> PartResult:
-        return shard_part(self.config(out, shard_index=index, shard_count=count), SILENT)
-
-    def command(self, out: Path, workers: int, *more: object) -> list[str]:
-        options = ["--out", out, "--text-tokenizer", self.text, "--image-tokenizer", self.image, "--workers", workers]
-        options += ["--unit-size", self.unit_bytes, "--shard-tokens", self.shard_tokens]
-        options += ["--batch-size", 4, "--val-fraction", 0.2]
-        options += ["--pair-order", "random", "--report-documents", 3, "--pack", 128, "--quiet", *more]
-        return [sys.executable, "-m", "tokkit.cli.main", "shard", *self.inputs, *map(str, options)]
-
-    def start(self, out: Path, workers: int, *more: object, point: str = "") -> subprocess.Popen[str]:
-        environment = {**os.environ, VARIABLE: point}
-        return subprocess.Popen(
-            self.command(out, workers, *more),
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
 
 
 @pytest.fixture(scope="module")
@@ -97,27 +40,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def clean(world: World) -> dict[str, str]:
     """What a run that nothing disturbed comes to."""
     return world.run(world.folder / "clean")
-
-
-def ended(process: subprocess.Popen[str], seconds: float = 300) -> tuple[int, str]:
-    _, errors = process.communicate(timeout=seconds)
-    return process.returncode, errors
-
-
-def workers_of(process: subprocess.Popen[str]) -> list[int]:
-    """The worker processes of a running command."""
-    try:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
-    except OSError:
-        return []
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 600) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 # ---- order and number of workers
@@ -333,7 +255,10 @@ def killed_at(world: World, out: Path, point: str) -> None:
     assert code == -signal.SIGKILL, f"{point}: {code} {errors}"
 
 
-@pytest.mark.parametrize("point", ["before-payload-rename:8", "in-coalesce:2", "after-manifest"])
+@pytest.mark.parametrize(
+    "point",
+    ["in-coalesce:2", *(pytest.param(p, marks=pytest.mark.slow) for p in ("before-payload-rename:8", "after-manifest"))],
+)
 def test_killed_once_and_run_again(world: World, clean: dict[str, str], tmp_path: Path, point: str) -> None:
     killed_at(world, tmp_path / "out", point)
     assert world.run(tmp_path / "out") == clean
@@ -424,15 +349,15 @@ def test_random_kills_over_the_generated_corpus(world: World, tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_random_kills_over_a_real_corpus(real: World, tmp_path: Path) -> None:
-    kill_at_random(real, tmp_path, random.Random(8))
+    kill_at_random(real, tmp_path, random.Random(8), least=5)
 
 
-def kill_at_random(world: World, tmp_path: Path, chance: random.Random) -> None:
+def kill_at_random(world: World, tmp_path: Path, chance: random.Random, least: int = 8) -> None:
     """Parent or worker, at any moment; whenever a run comes to its end, its bytes are looked at and another begins."""
     clean = world.run(tmp_path / "undisturbed")
     kills = {"parent": 0, "worker": 0}
     finished = 0
-    while min(kills.values()) < 8 or finished < 2:
+    while min(kills.values()) < least or finished < 2:
         out = tmp_path / f"out{finished}"
         process = world.start(out, 2, "--lease-seconds", 5)
         wait_for(lambda: process.poll() is not None or (out / "run" / "units.jsonl").exists())  # noqa: B023
@@ -460,7 +385,8 @@ def kill_at_random(world: World, tmp_path: Path, chance: random.Random) -> None:
 # ---- SIGTERM
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_told_to_stop_leaves_nothing_behind(
     world: World, clean: dict[str, str], tmp_path: Path, number: signal.Signals
 ) -> None:

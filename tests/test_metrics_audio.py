@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokkit.metrics.audio import SI_SDR_OF_EQUAL, log_mel, mel_distance, mel_filters, pesq, si_sdr, stoi
+from tokkit.metrics.audio import (
+    SI_SDR_OF_EQUAL,
+    log_mel,
+    mel_distance,
+    mel_filters,
+    pesq,
+    si_sdr,
+    speech_packages,
+    stoi,
+)
 
 RATE = 16_000
 
@@ -86,3 +99,53 @@ def test_what_is_not_installed_is_not_measured(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "pesq", None)
     assert stoi(noise(), noise(), RATE) is None
     assert pesq(noise(), noise(), RATE) is None
+
+
+def test_what_does_not_load_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A pesq that was built beside another NumPy fails at import with a ValueError."""
+    (tmp_path / "pesq.py").write_text("raise ValueError('numpy.ndarray size changed')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "pesq", raising=False)
+    assert pesq(noise(), noise(), RATE) is None
+    assert "pesq" not in speech_packages()
+
+
+def test_a_speech_package_that_is_there_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its own interface, with the mean of the channels; a warning that it cannot tell is no figure."""
+    asked: list[tuple[tuple[int, ...], int]] = []
+
+    def measured(clean: np.ndarray, processed: np.ndarray, rate: int, extended: bool) -> float:
+        asked.append((clean.shape, rate))
+        if len(clean) < 7_000:
+            warnings.warn("Not enough STFT frames to compute", RuntimeWarning, stacklevel=1)
+            return 1e-5
+        return 0.75
+
+    package = ModuleType("pystoi")
+    vars(package).update(stoi=measured)
+    monkeypatch.setitem(sys.modules, "pystoi", package)
+    assert stoi(noise(channels=2), noise(channels=2), RATE) == 0.75
+    assert asked == [((8_000,), RATE)]
+    assert stoi(noise(6_500), noise(6_500), RATE) is None
+    assert stoi(noise(6_000), noise(6_000), RATE) is None  # not even asked: it fails on the shortest
+    assert len(asked) == 2
+    assert stoi(0 * noise(), noise(), RATE) is None
+
+
+def test_stoi_and_pesq_of_the_packages() -> None:
+    """Worse sounds have worse figures; too little to measure has none."""
+    for package, measure, best in (("pystoi", stoi, 1.0), ("pesq", pesq, 4.64)):
+        if importlib.util.find_spec(package) is None:
+            continue
+        rng = np.random.default_rng(0)
+        t = np.arange(3 * RATE) / RATE
+        voice = sum(np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 20)) * (np.sin(2 * np.pi * 3 * t) > 0)
+        clean = (0.2 * voice).astype(np.float32)[None]
+        hiss = rng.standard_normal(clean.shape).astype(np.float32)
+        figures = [measure(clean, clean + level * hiss, RATE) for level in (0, 0.01, 0.3)]
+        assert figures[0] == pytest.approx(best, abs=0.02)
+        assert figures == sorted(figures, reverse=True)  # type: ignore[type-var]
+        assert len(set(figures)) == 3
+        assert measure(clean[:, :300], clean[:, :300], RATE) is None
+        assert measure(0 * clean, clean, RATE) is None
+        assert package in speech_packages()

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from run_world import SILENT, World
 from shard_corpus import snapshot
-from test_kill import SILENT, World
 
 from tokkit.cli.main import app
 from tokkit.errors import DataError, FingerprintMismatch, ResumableStop
@@ -42,7 +42,7 @@ def upgraded(*, version: str = NEW, pixels: int = 0) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tokkit.pipelines.prepare.numeric_environment", numeric)
-        patch.setattr("tokkit.pipelines.reencode.numeric_environment", numeric)
+        patch.setattr("tokkit.pipelines.reencode_tokens.numeric_environment", numeric)
         if pixels:
             patch.setattr(Preprocessing, "apply", shifted)
         yield

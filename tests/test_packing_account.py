@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from tokkit.cli.main import app
 from tokkit.packing.account import _whole
-from tokkit.packing.policy import SplitPolicy
+from tokkit.packing.policy import SplitPolicy, TooLong
 from tokkit.packing.store import load_plan
 from tokkit.pipelines.findings import VerifyResult
 from tokkit.pipelines.pack import PackConfig, SplitResult, pack
@@ -42,7 +42,8 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def packed(directory: Path, policy: SplitPolicy, seq_len: int) -> SplitResult:
-    return pack(PackConfig(directory=directory, seq_len=seq_len, split_policy=policy), SilentProgress()).splits["train"]
+    config = PackConfig(directory=directory, seq_len=seq_len, split_policy=policy, too_long=TooLong.LEAVE_OUT)
+    return pack(config, SilentProgress()).splits["train"]
 
 
 @pytest.mark.parametrize("policy", list(SplitPolicy))
@@ -86,9 +87,19 @@ def test_costs_are_those_of_the_pieces(directory: Path, policy: SplitPolicy, seq
         assert (counts["left_out_spans"], counts["left_out_tokens"]) == (len(left), sum(left))
         assert (counts["spans"], counts["tokens"]) == (len(spans), sum(s.length for _, s in spans) - sum(left))
         assert counts["cut_spans"] == len(cut)
-        assert modality == "text" or not cut
+        inside = sum(
+            s.start < start < s.start + s.length
+            for d, s in spans
+            if d not in out
+            for start, _ in pieces[d]
+            if modality != "text"
+        )
+        assert counts["frame_cuts"] == inside
+        assert modality in ("text", "audio") or not cut
     if policy is not SplitPolicy.NEVER and seq_len == 40:
         assert result.by_modality["text"]["cut_spans"] > 0
+    if policy is SplitPolicy.FILL and seq_len == 40:
+        assert result.by_modality["audio"]["frame_cuts"] > 0
 
 
 def test_nothing_cut_is_nothing_said_of_modalities(directory: Path) -> None:
@@ -110,7 +121,7 @@ def test_parts_add_up() -> None:
 
 
 def test_the_command_and_verify(directory: Path) -> None:
-    command = ["pack", str(directory), "--seq-len", "48", "--name", "told", "--quiet"]
+    command = ["pack", str(directory), "--seq-len", "48", "--name", "told", "--too-long", "leave-out", "--quiet"]
     told = CliRunner().invoke(app, command)
     assert told.exit_code == 0, told.output
     assert "What it costs, by source" in told.output

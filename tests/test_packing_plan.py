@@ -14,7 +14,7 @@ from tokkit.errors import DataError
 from tokkit.packing import kernels
 from tokkit.packing.plan import PackPlan, plan_packs
 from tokkit.packing.policy import SplitPolicy
-from tokkit.packing.split import REASONS, Reason, needs_spans, split_documents
+from tokkit.packing.split import REASONS, Reason, aligned, needs_spans, split_documents
 from tokkit.shards.spans import SpanTable
 
 NEVER, OVERLONG, FILL = SplitPolicy.NEVER, SplitPolicy.OVERLONG, SplitPolicy.FILL
@@ -168,13 +168,23 @@ def laid_out_documents(draw: st.DrawFn) -> tuple[list[int], SpanTable]:
 
 
 @settings(deadline=None, max_examples=400)
-@given(laid_out_documents(), st.integers(1, 40), st.sampled_from([NEVER, OVERLONG, FILL]))
+@given(
+    laid_out_documents(),
+    st.integers(1, 40),
+    st.sampled_from([NEVER, OVERLONG, FILL]),
+    st.sampled_from([1, 1, 2, 3, 8]),
+    st.sampled_from([0.0, 0.0, 0.3, 1.0]),
+)
 def test_every_token_once_and_no_media_span_cut(
-    documents: tuple[list[int], SpanTable], seq_len: int, policy: SplitPolicy
+    documents: tuple[list[int], SpanTable], seq_len: int, policy: SplitPolicy, align: int, mixing: float
 ) -> None:
     lengths, spans = documents
-    plan = plan_packs(np.array(lengths, dtype=np.int64), spans, seq_len, policy)
+    seq_len = -(-seq_len // align) * align
+    plan = plan_packs(np.array(lengths, dtype=np.int64), spans, seq_len, policy, align=align, mixing=mixing)
     pieces = plan.pieces
+    used = [sum(-(-n // align) * align for n in plan.pack(k).length.tolist()) for k in range(plan.num_packs)]
+    assert max(used, default=0) <= seq_len
+    assert plan.bounds.volume <= plan.bounds.martello_toth <= plan.num_packs
     assert plan.num_documents == len(lengths)
     assert (np.diff(plan.pack_offsets) > 0).all()
     assert all(r >= 0 for r in residuals(plan))
@@ -329,11 +339,44 @@ def test_fill_cuts_nothing_where_whole_documents_pack_well() -> None:
         assert np.array_equal(whole.pack_offsets, filled.pack_offsets)
 
 
+def test_fill_with_mixed_lengths_fills_the_holes_that_these_leave() -> None:
+    """Lengths in a drawn order leave holes that no document is short enough for; cutting a few documents fills them."""
+    lengths, spans, _ = interleaved(6000, 1)
+    usual, whole, filled = (
+        plan_packs(lengths, spans, 8192, policy, mixing=mixing)
+        for policy, mixing in ((OVERLONG, 0.0), (OVERLONG, 0.5), (FILL, 0.5))
+    )
+    assert whole.efficiency < 0.985 < 0.998 < filled.efficiency
+    assert 0 < filled.num_cut_documents < 0.05 * len(lengths)
+    assert spread(usual) < 0.5
+    assert min(spread(whole), spread(filled)) > 0.65
+
+
+def spread(plan: PackPlan) -> float:
+    """The share of the variance of log lengths that is within packs."""
+    logs, pack = np.log(plan.pieces.length), np.repeat(np.arange(plan.num_packs), np.diff(plan.pack_offsets))
+    means = np.bincount(pack, logs) / np.bincount(pack)
+    return float(np.square(logs - means[pack]).mean() / logs.var())
+
+
+@pytest.mark.parametrize(("factor", "seq_len"), [(2, 8192), (4, 8192), (4, 16384)])
+def test_fill_with_places_for_every_piece_comes_near_it_too(factor: int, seq_len: int) -> None:
+    lengths, spans, _ = interleaved(4000, factor)
+    for mixing in (0.0, 0.5):
+        plain, placed = (plan_packs(lengths, spans, seq_len, FILL, align=n, mixing=mixing) for n in (1, 16))
+        assert placed.num_packs <= 1.02 * plain.num_packs
+        assert np.add.reduceat(aligned(placed.pieces.length, 16), placed.pack_offsets[:-1]).max() <= seq_len
+
+
 @settings(deadline=None, max_examples=200)
-@given(laid_out_documents(), st.integers(1, 64))
-def test_fill_never_takes_more_packs_and_is_repeatable(documents: tuple[list[int], SpanTable], seq_len: int) -> None:
+@given(laid_out_documents(), st.integers(1, 64), st.sampled_from([1, 1, 4]), st.sampled_from([0.0, 0.5]))
+def test_fill_never_takes_more_packs_and_is_repeatable(
+    documents: tuple[list[int], SpanTable], seq_len: int, align: int, mixing: float
+) -> None:
     lengths, spans = np.array(documents[0], dtype=np.int64), documents[1]
-    whole, filled, again = (plan_packs(lengths, spans, seq_len, policy) for policy in (OVERLONG, FILL, FILL))
+    whole, filled, again = (
+        plan_packs(lengths, spans, align * seq_len, policy, align=align, mixing=mixing) for policy in (OVERLONG, FILL, FILL)
+    )
     assert filled.num_packs <= whole.num_packs
     assert np.array_equal(filled.pieces.start, again.pieces.start)
     assert np.array_equal(filled.pack_offsets, again.pack_offsets)
@@ -413,3 +456,17 @@ def test_long_packs_are_sorted() -> None:
     assert np.diff(offsets).max() > 1000
     assert all((np.diff(items[a:b]) > 0).all() for a, b in itertools.pairwise(offsets.tolist()))
     assert sorted(items.tolist()) == list(range(5000))
+
+
+@pytest.mark.parametrize(("seed", "seq_len", "images"), [(0, 1000, 0), (1, 8192, 2)])
+def test_equals_the_packing_of_trl(seed: int, seq_len: int, images: int) -> None:
+    pytest.importorskip("trl", exc_type=ImportError)
+    from datasets import Dataset
+    from trl import pack_dataset
+
+    rng = np.random.default_rng(seed)
+    lengths = np.exp(rng.normal(np.log(300), 1.1, 3000)).astype(np.int64) + 1026 * rng.integers(0, images + 1, 3000)
+    lengths = np.clip(lengths, 1, seq_len)
+    rows = Dataset.from_dict({"input_ids": [[0] * n for n in lengths.tolist()]})
+    packed = pack_dataset(rows, seq_len, "bfd", {"batch_size": len(rows)})
+    assert sorted(seq_len - sum(row) for row in packed["seq_lengths"]) == residuals(plan_packs(lengths, None, seq_len))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import packing_corpus
@@ -15,11 +17,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tokkit.errors import DataError, FingerprintMismatch, UsageError, VerificationError, VocabularyError
+from tokkit.packing import gather
+from tokkit.packing.gather import TokenFiles, gather_packs, gather_rows
 from tokkit.packing.plan import PackPlan, plan_packs
 from tokkit.packing.policy import SplitPolicy
-from tokkit.packing.rows import TokenFiles, gather_rows, load_rows, write_rows
+from tokkit.packing.rows import load_rows, read_rows, write_rows
 from tokkit.packing.split import LeftOut, Pieces
-from tokkit.packing.store import ARRAYS, PlanCounts, load_plan, pack_folder, save_plan
+from tokkit.packing.store import ARRAYS, PlanCounts, StoredPlan, load_plan, pack_folder, save_plan
 from tokkit.pipelines.pack import PackConfig, pack
 from tokkit.pipelines.progress import SilentProgress
 from tokkit.shards.native import open_shards
@@ -184,8 +188,14 @@ def test_rows_are_the_documents(
 
 
 @settings(deadline=None, max_examples=80)
-@given(st.lists(st.lists(st.integers(0, 30), max_size=6), min_size=1, max_size=5), st.integers(1, 40))
-def test_gather_from_several_files(tmp_path_factory: pytest.TempPathFactory, files: list[list[int]], seq_len: int) -> None:
+@given(
+    st.lists(st.lists(st.integers(0, 30) | st.integers(0, 400), max_size=6), min_size=1, max_size=5),
+    st.integers(1, 40) | st.integers(1, 700),
+    st.booleans(),
+)
+def test_gather_from_several_files(
+    tmp_path_factory: pytest.TempPathFactory, files: list[list[int]], seq_len: int, streamed: bool
+) -> None:
     lengths = np.array([n for file in files for n in file], dtype=np.int64)
     counts = [len(file) for file in files]
     maps = [np.arange(sum(file), dtype=np.uint16) + 1000 * (f + 1) for f, file in enumerate(files)]
@@ -194,7 +204,8 @@ def test_gather_from_several_files(tmp_path_factory: pytest.TempPathFactory, fil
     plan = plan_packs(lengths, packing_corpus.span_table([(np.zeros(n), []) for n in lengths]), seq_len)
     stored = save_plan(plan, tmp_path_factory.mktemp("gather"), "p", "train", "f")
     out = np.full((plan.num_packs, seq_len), 9, dtype=np.uint16)
-    gather_rows(source, stored, 0, out, 7)
+    with patch.object(gather, "STREAMED", 0 if streamed else 1 << 60):  # past the caches, or into them
+        gather_rows(source, stored, 0, out, 7)
     for p in range(plan.num_packs):
         pieces = plan.pack(p)
         parts = [
@@ -214,6 +225,45 @@ def test_copying_never_leaves_the_files(directory: Path, field: str, value: int)
     pieces[field] = np.array([value], dtype=pieces[field].dtype)
     with pytest.raises(DataError):
         TokenFiles.of(shards).addresses(Pieces(**pieces))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("document", 10_000),
+        ("document", -1),
+        ("start", -1),
+        ("start", 10_000),
+        ("length", 10_000),
+        ("length", 0),
+        ("length", -1),
+    ],
+)
+def test_batches_never_leave_the_files(directory: Path, field: str, value: int) -> None:
+    shards = open_shards(directory, "train")
+    plan = save_plan(plan_packs(shards.lengths, shards.spans, 64), directory, "p", "train", shards.fingerprint)
+    most = plan.record.counts.max_pieces
+    out, borders, numbers = (np.empty(shape, dtype=np.int32) for shape in ((3, 64), (3, most + 2), 3))
+
+    def read(plan: StoredPlan, packs: list[int]) -> None:
+        gather_packs(TokenFiles.of(shards), plan, np.array(packs), PAD, out, borders, numbers)
+
+    read(plan, [0, 1, 2])
+    columns = {key: np.array(getattr(plan.pieces, key)) for key in ("document", "start", "length")}
+    columns[field][0] = value
+    damaged = replace(plan, pieces=Pieces(**columns))
+    read(damaged, [1, 2, 3])
+    for packs in ([0, 1, 2], [2, 1, 0]):
+        with pytest.raises(DataError):
+            read(damaged, packs)
+    for packs in ([0, 1, plan.num_packs], [-1, 0, 1]):
+        with pytest.raises(IndexError, match="pack"):
+            read(plan, packs)
+    for place, offset in ((1, len(plan.pieces) + 1), (1, 0), (0, -1), (1, most + 1)):
+        offsets = np.array(plan.pack_offsets)
+        offsets[place] = offset
+        with pytest.raises(DataError, match="damaged"):
+            read(replace(plan, pack_offsets=offsets), [0, 1, 2])
 
 
 def test_short_token_file_is_found_before_copying(directory: Path) -> None:
@@ -247,6 +297,26 @@ def test_rows_of_another_plan_are_refused(directory: Path) -> None:
     (folder / "plan.json").write_text(json.dumps(record))  # the same content in other bytes
     with pytest.raises(FingerprintMismatch, match="another plan"):
         load_rows(load_plan(folder))
+
+
+def test_rows_are_read_within_bounds(directory: Path) -> None:
+    run(directory, name="p", materialize=True)
+    plan = load_plan(pack_folder(directory, "p", "train"))
+    rows = load_rows(plan)
+    assert rows is not None
+    most = plan.record.counts.max_pieces
+    out, borders, numbers = (np.empty(shape, dtype=np.int32) for shape in ((2, 64), (2, most + 2), 2))
+    read_rows(plan, rows, np.array([1, 0]), out, borders, numbers)
+    assert np.array_equal(out, rows.tokens[[1, 0]])
+    assert numbers.tolist() == np.diff(plan.pack_offsets)[[1, 0]].tolist()
+    for packs in ([0, plan.num_packs], [-1, 0]):
+        with pytest.raises(IndexError, match="pack"):
+            read_rows(plan, rows, np.array(packs), out, borders, numbers)
+    for offset in (-5, 0, most + 1, len(rows.cu_seqlens)):
+        offsets = np.array(plan.pack_offsets)
+        offsets[1] = offset
+        with pytest.raises(DataError, match="cu_seqlens"):
+            read_rows(replace(plan, pack_offsets=offsets), rows, np.array([0, 2]), out, borders, numbers)
 
 
 def test_padding_id_must_fit(directory: Path) -> None:

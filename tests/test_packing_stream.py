@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import bisect
 import json
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tokkit.packing import stream
 from tokkit.packing.plan import plan_packs
 from tokkit.packing.stream import StreamPacker
 
@@ -67,6 +69,8 @@ def test_every_document_once_and_as_the_textbook_has_it(case: tuple[list[int], i
     assert [room for room, _ in rooms] == [room for room, _ in expected]
     assert (packer.packs, packer.tokens) == (len(packs), sum(lengths))
     assert packs == packed(StreamPacker(SEQ, window=window, carry=carry), lengths, [])  # however they arrive
+    with patch.object(stream, "_PART", 17):  # and however many are gone through at once
+        assert packs == packed(StreamPacker(SEQ, window=window, carry=carry), lengths, [])
 
 
 @settings(deadline=None, max_examples=150)

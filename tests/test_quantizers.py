@@ -230,7 +230,7 @@ def test_every_residual_fsq_codebook_comes_closer(levels: list[int], codebooks: 
     quantizer = ResidualFiniteScalarQuantizer(ResidualFsqQuantizer(levels=tuple(levels), codebooks=codebooks))
     features = features_for(quantizer, seed=seed)
     codes = quantizer.codes_from_features(features)
-    target = quantizer._squash(features)
+    target = quantizer.squashed(features)
     errors = []
     for count in range(1, codebooks + 1):
         total = torch.zeros_like(target)

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,26 +15,33 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from run_world import SILENT, World
 from shard_corpus import (
     AUDIO,
     DOCUMENTS,
     PAIRS,
     TEXTS,
-    Corpus,
     CountsSlowly,
     FailsOnce,
     picture,
     snapshot,
-    write_corpus,
-    write_tokenizers,
 )
 
-from tokkit.errors import BudgetExceeded, ConfigError, FingerprintMismatch, ResumableStop, UsageError, VerificationError
+from tokkit.errors import (
+    BudgetExceeded,
+    ConfigError,
+    FingerprintMismatch,
+    MediaTooLongError,
+    ResumableStop,
+    UsageError,
+    VerificationError,
+)
 from tokkit.interleave import ImageCodes, Layout, TextCodes, decode
 from tokkit.media.images import decode_image
 from tokkit.pipelines import engine
 from tokkit.pipelines.decoding import DecodedText, DocumentDecoder
 from tokkit.pipelines.fingerprint import differences
+from tokkit.pipelines.pack import PackConfig, pack
 from tokkit.pipelines.plan import PlannedUnit, share_out
 from tokkit.pipelines.progress import SilentProgress, Task
 from tokkit.pipelines.settings import validated
@@ -50,37 +56,6 @@ from tokkit.sources.webdataset import WebDatasetSource
 from tokkit.tokenizers.image import load_image_tokenizer
 from tokkit.vocabulary import UnifiedVocabulary
 
-SILENT = SilentProgress()
-
-
-class World:
-    """The corpus, the tokenizers, and the options that runs share."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.corpus: Corpus = write_corpus(folder / "corpus")
-        self.text, self.image = write_tokenizers(folder / "tokenizers")
-
-    def config(self, out: Path, **options: object) -> ShardConfig:
-        settings: dict[str, object] = {
-            "inputs": [str(self.corpus.folder / name) for name in ("pairs", "documents", "texts", "audio")],
-            "out": out,
-            "text_tokenizer": self.text,
-            "image_tokenizer": self.image,
-            "workers": 0,
-            "unit_bytes": 6000,
-            "shard_tokens": 1500,
-            "batch_size": 4,
-            "val_fraction": 0.2,
-            "pair_order": "random",
-            "report_documents": 3,
-            "pack": 128,
-        }
-        return ShardConfig.model_validate(settings | options)
-
-    def run(self, out: Path, **options: object) -> ShardResult:
-        return shard(self.config(out, **options), SILENT)
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
@@ -90,7 +65,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="module")
 def clean(world: World) -> ShardResult:
     """A run that nothing disturbed."""
-    return world.run(world.folder / "clean")
+    return world.result(world.folder / "clean")
 
 
 # ---- every document and item once, and what it says
@@ -195,7 +170,7 @@ def test_every_batch_has_the_fixed_shape(world: World, tmp_path: Path, monkeypat
         return normalize(self, pixels)
 
     monkeypatch.setattr(ImageTokenizer, "normalize", seen)
-    result = world.run(tmp_path / "out", pack=None, report_documents=0)
+    result = world.result(tmp_path / "out", pack=None, report_documents=0)
     pictures = result.manifest.items["image"]["committed"]
     assert set(shapes) == {(4, 32, 32, 3)}
     assert len(shapes) < pictures / 2  # and they are filled across documents
@@ -211,7 +186,7 @@ def test_a_hugging_face_tokenizer_does_as_well(world: World, tmp_path: Path) -> 
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, special_tokens=["</s>", "<image>"])
     tokenizer.train_from_iterator(["the quick brown fox jumps"] * 9, trainer)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    result = world.run(tmp_path / "out", text_tokenizer=tmp_path / "tokenizer.json", text_vocab_size=512, pack=None)
+    result = world.result(tmp_path / "out", text_tokenizer=tmp_path / "tokenizer.json", text_vocab_size=512, pack=None)
     assert result.manifest.tokenizers["text"].kind == "huggingface"
     assert result.manifest.tokenizers["text"].lossless
     found = {(source, locator): parts for source, locator, parts in documents_of(result.out)}
@@ -240,7 +215,7 @@ def test_shards_are_closed_at_the_wished_size_in_document_order(clean: ShardResu
 
 
 def test_metadata_that_is_asked_for_is_kept(world: World, tmp_path: Path) -> None:
-    world.run(tmp_path / "out", metadata=["license", "meta", "url"], pack=None)
+    world.result(tmp_path / "out", metadata=["license", "meta", "url"], pack=None)
     rows = [row for s in ("train", "val") for t in open_shards(tmp_path / "out", s).tables() for row in t.to_pylist()]
     kept = {row["source"]: json.loads(row["metadata"]) for row in rows}
     assert kept["pairs"] == {"license": "none"}
@@ -250,7 +225,7 @@ def test_metadata_that_is_asked_for_is_kept(world: World, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("layout", ["rows", "grid"])
 def test_other_layouts_decode_too(world: World, tmp_path: Path, layout: str) -> None:
-    result = world.run(tmp_path / "out", image_layout=layout, pack=None)
+    result = world.result(tmp_path / "out", image_layout=layout, pack=None)
     assert verify(VerifyConfig(directory=result.out), SILENT).ok
     vocabulary = UnifiedVocabulary.load(result.out / "vocabulary.json")
     parts = decode(open_shards(result.out).tokens(0), vocabulary, Layout(layout))  # type: ignore[arg-type]
@@ -260,13 +235,13 @@ def test_other_layouts_decode_too(world: World, tmp_path: Path, layout: str) -> 
 def test_files_that_are_not_read_are_listed(world: World, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(world.corpus.folder / "texts", tmp_path / "texts"))
     (folder / "notes.docx").write_bytes(b"PK")
-    result = world.run(tmp_path / "out", inputs=[str(folder)], pack=None)
+    result = world.result(tmp_path / "out", inputs=[str(folder)], pack=None)
     assert sum(result.manifest.ignored.values()) == 1
     assert "notes.docx" in (tmp_path / "out" / "run" / "ignored.jsonl").read_text()
 
 
 def test_without_an_image_tokenizer_pictures_are_filtered_and_said_so(world: World, tmp_path: Path) -> None:
-    result = world.run(tmp_path / "out", image_tokenizer=None, pack=None)
+    result = world.result(tmp_path / "out", image_tokenizer=None, pack=None)
     sources = {s.name: s for s in result.manifest.sources}
     assert sources["pairs"].documents == {"failed_upstream": 2, "filtered": PAIRS - 2}
     assert sources["documents"].documents == {"committed": DOCUMENTS}
@@ -277,12 +252,12 @@ def test_without_an_image_tokenizer_pictures_are_filtered_and_said_so(world: Wor
 
 
 def test_workers_and_batches_of_work_do_not_change_a_byte(world: World, clean: ShardResult, tmp_path: Path) -> None:
-    world.run(tmp_path / "two", workers=2)
+    world.result(tmp_path / "two", workers=2)
     assert snapshot(tmp_path / "two") == snapshot(clean.out)
 
 
 def test_the_cut_into_units_does_not_change_the_tokens(world: World, clean: ShardResult, tmp_path: Path) -> None:
-    result = world.run(tmp_path / "other", unit_bytes=1 << 30)
+    result = world.result(tmp_path / "other", unit_bytes=1 << 30)
     assert result.manifest.units < clean.manifest.units
     for name in ("tokens/train/00000.bin", "tokens/val/00000.bin", "tokens/train/00000.idx"):
         assert (result.out / name).read_bytes() == (clean.out / name).read_bytes()
@@ -290,28 +265,9 @@ def test_the_cut_into_units_does_not_change_the_tokens(world: World, clean: Shar
 
 def test_the_same_command_again_changes_nothing(world: World, clean: ShardResult) -> None:
     before = snapshot(clean.out)
-    again = world.run(clean.out)
+    again = world.result(clean.out)
     assert again.summary["units"] == 0
     assert snapshot(clean.out) == before
-
-
-def command(world: World, out: Path, workers: int) -> list[str]:
-    inputs = [str(world.corpus.folder / name) for name in ("pairs", "documents", "texts", "audio")]
-    options = {
-        "--out": out,
-        "--text-tokenizer": world.text,
-        "--image-tokenizer": world.image,
-        "--workers": workers,
-        "--unit-size": 6000,
-        "--shard-tokens": 1500,
-        "--batch-size": 4,
-        "--val-fraction": 0.2,
-        "--pair-order": "random",
-        "--report-documents": 3,
-        "--pack": 128,
-    }
-    flags = [str(part) for pair in options.items() for part in pair]
-    return [sys.executable, "-m", "tokkit.cli.main", "shard", *inputs, *flags, "--quiet"]
 
 
 @pytest.mark.slow
@@ -325,7 +281,7 @@ def test_kill_9_in_the_middle_and_the_same_command_again(
     kills = 0
     for after in (1, 3, units // 2, units - 1):
         process = subprocess.Popen(
-            command(world, out, workers), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+            world.command(out, workers), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
         )
         while process.poll() is None and len(list((out / "commits").glob("*.json"))) < after:
             time.sleep(0.002)
@@ -334,7 +290,7 @@ def test_kill_9_in_the_middle_and_the_same_command_again(
             kills += 1
         process.communicate()
     assert kills >= 3
-    done = subprocess.run(command(world, out, workers), capture_output=True, text=True, check=False)
+    done = subprocess.run(world.command(out, workers), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert snapshot(out) == snapshot(clean.out)
     assert not (out / "run" / "payloads").exists()
@@ -374,9 +330,39 @@ def test_a_run_that_is_cut_short_at_its_end_goes_on(
         else:
             patch.setattr(tokkit.pipelines.shard if step == "coalesce" else tokkit.pipelines.completion, step, fault)
         with pytest.raises(StopError):
-            world.run(tmp_path / "out")
-    world.run(tmp_path / "out")
+            world.result(tmp_path / "out")
+    world.result(tmp_path / "out")
     assert snapshot(tmp_path / "out") == snapshot(clean.out)
+
+
+def test_a_sequence_no_picture_fits_into_is_refused_before_anything_is_done(world: World, tmp_path: Path) -> None:
+    fits = world.result(tmp_path / "fits", inputs=[str(world.corpus.folder / "pairs")], pack=None).manifest.layout.image_grid
+    assert fits is not None
+    tokens = fits[0] * fits[1] + 2
+    for more in ({}, {"resolution_policy": "bucket", "buckets": ["32x32", "64x64"]}):
+        with pytest.raises(MediaTooLongError, match=rf"--pack {tokens - 1}: a picture takes .* tokens"):
+            world.result(tmp_path / "out", pack=tokens - 1, **more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_whose_plan_is_refused_is_finished_but_for_the_plan(world: World, tmp_path: Path) -> None:
+    """Of pictures of their own sizes nothing is known beforehand: the run is done, with its report, and a plan can be made."""
+    options = {"inputs": [str(world.corpus.folder / "documents")], "resolution_policy": "native", "val_fraction": 0.0}
+    whole = world.result(tmp_path / "whole", **options, pack=None)
+    spans = open_shards(whole.out, "train").spans
+    longest = int(spans.length[spans.modality == 1].max())
+    out = tmp_path / "out"
+    refused = rf"is finished, but for its packing plan: .*`tokkit pack .*out --seq-len {longest}` plans"
+    for _ in range(2):
+        with pytest.raises(MediaTooLongError, match=refused):
+            world.result(out, **options, pack=longest - 1)
+        assert not (out / "run" / "payloads").exists()
+        assert not (out / "packs").exists()
+        assert snapshot(out) == snapshot(whole.out)
+    assert "report.html" in snapshot(out)
+    left_out = world.result(out, **options, pack=longest - 1, pack_too_long="leave-out").packs["train"].left_out
+    assert left_out["media-span-longer-than-seq-len"] > 0
+    assert pack(PackConfig(directory=out, seq_len=longest), SILENT).splits["train"].left_out == {}
 
 
 def test_what_an_end_that_was_killed_left_behind_is_removed(
@@ -390,7 +376,7 @@ def test_what_an_end_that_was_killed_left_behind_is_removed(
     with monkeypatch.context() as patch:
         patch.setattr(tokkit.pipelines.completion, "publish_rejects", fault)
         with pytest.raises(StopError):
-            world.run(tmp_path / "out")
+            world.result(tmp_path / "out")
     for name in (
         "tokens/train/00099.bin",
         "tokens/val/shard.bin.tmp-1-ab",
@@ -399,7 +385,7 @@ def test_what_an_end_that_was_killed_left_behind_is_removed(
         "manifest.json.tmp-1-ab",
     ):
         (tmp_path / "out" / name).write_bytes(b"left")
-    world.run(tmp_path / "out")
+    world.result(tmp_path / "out")
     assert snapshot(tmp_path / "out") == snapshot(clean.out)
 
 
@@ -417,7 +403,7 @@ def test_documents_keep_their_order_while_a_picture_waits_for_its_batch(world: W
         }
     )
     pq.write_table(table, folder / "d.parquet")
-    out = world.run(tmp_path / "out", inputs=[str(folder)], pack=None, unit_bytes=1 << 30, val_fraction=0.0).out
+    out = world.result(tmp_path / "out", inputs=[str(folder)], pack=None, unit_bytes=1 << 30, val_fraction=0.0).out
     locators = [row for t in open_shards(out).tables(["locator"]) for row in t.column("locator").to_pylist()]
     assert locators == [f"d.parquet:{n}" for n in range(1501)]
     found = [parts for _, _, parts in documents_of(out)]
@@ -434,10 +420,10 @@ def test_a_commit_whose_payload_is_lost_is_done_again(world: World, clean: Shard
     with monkeypatch.context() as patch:
         patch.setattr(tokkit.pipelines.shard, "coalesce", fault)
         with pytest.raises(StopError):
-            world.run(tmp_path / "out")
+            world.result(tmp_path / "out")
     payloads = sorted((tmp_path / "out" / "run" / "payloads").glob("00002-*.bin"))
     payloads[0].unlink()
-    world.run(tmp_path / "out")
+    world.result(tmp_path / "out")
     assert snapshot(tmp_path / "out") == snapshot(clean.out)
 
 
@@ -450,13 +436,13 @@ def test_a_payload_that_changed_on_disk_is_noticed(world: World, tmp_path: Path,
     with monkeypatch.context() as patch:
         patch.setattr(tokkit.pipelines.shard, "coalesce", fault)
         with pytest.raises(StopError):
-            world.run(tmp_path / "out")
+            world.result(tmp_path / "out")
     payload = sorted((tmp_path / "out" / "run" / "payloads").glob("00002-*.bin"))[0]
     data = bytearray(payload.read_bytes())
     data[4] ^= 1
     payload.write_bytes(data)
     with pytest.raises(VerificationError, match="changed since it was committed"):
-        world.run(tmp_path / "out")
+        world.result(tmp_path / "out")
 
 
 # ---- what a run refuses
@@ -464,9 +450,9 @@ def test_a_payload_that_changed_on_disk_is_noticed(world: World, tmp_path: Path,
 
 def test_another_configuration_is_refused_and_the_difference_named(world: World, clean: ShardResult) -> None:
     with pytest.raises(FingerprintMismatch, match=r"seed: 0 -> 1"):
-        world.run(clean.out, seed=1)
+        world.result(clean.out, seed=1)
     with pytest.raises(FingerprintMismatch, match=r"batch_size: 4 -> 8"):
-        world.run(clean.out, batch_size=8)
+        world.result(clean.out, batch_size=8)
 
 
 def test_another_tokenizer_is_refused(world: World, clean: ShardResult, tmp_path: Path) -> None:
@@ -478,7 +464,7 @@ def test_another_tokenizer_is_refused(world: World, clean: ShardResult, tmp_path
     torch.manual_seed(1)
     ImageTokenizer(configure("fsq-tiny", resolution=32)).save(tmp_path / "vq")
     with pytest.raises(FingerprintMismatch, match=r"tokenizers\.image"):
-        world.run(clean.out, image_tokenizer=tmp_path / "vq")
+        world.result(clean.out, image_tokenizer=tmp_path / "vq")
 
 
 def test_changed_and_missing_input_is_noticed(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,20 +479,20 @@ def test_changed_and_missing_input_is_noticed(world: World, tmp_path: Path, monk
     with monkeypatch.context() as patch:
         patch.setattr(tokkit.pipelines.shard, "coalesce", fault)
         with pytest.raises(StopError):
-            world.run(tmp_path / "out", **options)
+            world.result(tmp_path / "out", **options)
     (tmp_path / "texts" / "b.jsonl.gz").unlink()
     with pytest.raises(FingerprintMismatch, match=r"gone: texts/b\.jsonl\.gz"):
-        world.run(tmp_path / "out", **options)
+        world.result(tmp_path / "out", **options)
     with (tmp_path / "texts" / "a.jsonl.gz").open("ab") as file:
         file.write(b"\0" * 8)
     with pytest.raises(FingerprintMismatch, match=r"changed: texts/a\.jsonl\.gz"):
-        world.run(tmp_path / "out", **options)
+        world.result(tmp_path / "out", **options)
 
 
 def test_a_directory_of_something_else_is_left_alone(world: World, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(UsageError, match="not empty"):
-        world.run(tmp_path)
+        world.result(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -525,7 +511,7 @@ def test_all_wrong_options_are_told_at_once(tmp_path: Path) -> None:
 
 def test_strict_stops_at_the_first_reject(world: World, tmp_path: Path) -> None:
     with pytest.raises(BudgetExceeded, match=r"000000007: image-truncated"):
-        world.run(tmp_path / "out", strict=True)
+        world.result(tmp_path / "out", strict=True)
 
 
 def test_too_many_rejects_in_a_row_stop_the_run(world: World, tmp_path: Path) -> None:
@@ -534,8 +520,8 @@ def test_too_many_rejects_in_a_row_stop_the_run(world: World, tmp_path: Path) ->
     good, bad = '{"text": "good"}\n', "{broken\n"
     (folder / "a.jsonl").write_text(good + bad * 4 + good + bad * 5)
     with pytest.raises(BudgetExceeded, match="5 documents in a row"):
-        world.run(tmp_path / "out", inputs=[str(folder)], max_consecutive_rejects=5)
-    assert world.run(tmp_path / "fine", inputs=[str(folder)], max_consecutive_rejects=6).manifest.documents == {
+        world.result(tmp_path / "out", inputs=[str(folder)], max_consecutive_rejects=5)
+    assert world.result(tmp_path / "fine", inputs=[str(folder)], max_consecutive_rejects=6).manifest.documents == {
         "committed": 2,
         "rejected": 9,
     }
@@ -546,8 +532,8 @@ def test_a_ratio_of_rejects_stops_the_run(world: World, tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "a.jsonl").write_text(('{"text": "good"}\n' + "{broken\n" * 2) * 400)
     with pytest.raises(BudgetExceeded, match=r"800 of 1200 documents .* json-invalid"):
-        world.run(tmp_path / "out", inputs=[str(folder)], unit_bytes=1 << 20)
-    world.run(tmp_path / "fine", inputs=[str(folder)], unit_bytes=1 << 20, max_reject_ratio=0.7)
+        world.result(tmp_path / "out", inputs=[str(folder)], unit_bytes=1 << 20)
+    world.result(tmp_path / "fine", inputs=[str(folder)], unit_bytes=1 << 20, max_reject_ratio=0.7)
 
 
 def test_a_passing_failure_of_the_disk_rejects_nothing(
@@ -562,7 +548,7 @@ def test_a_passing_failure_of_the_disk_rejects_nothing(
         return read(self, unit)  # type: ignore[arg-type]
 
     monkeypatch.setattr(JsonlSource, "read", flaky)
-    world.run(tmp_path / "out")
+    world.result(tmp_path / "out")
     assert failed
     assert snapshot(tmp_path / "out") == snapshot(clean.out)
 
@@ -581,7 +567,7 @@ def test_a_unit_that_fails_in_a_worker_is_taken_up_again(
         return ResolvedInputs(sources, found.ignored)
 
     monkeypatch.setattr(tokkit.pipelines.shard, "resolve_inputs", resolve)
-    world.run(tmp_path / "out", workers=2)
+    world.result(tmp_path / "out", workers=2)
     assert (tmp_path / "failed").exists()
     assert snapshot(tmp_path / "out") == snapshot(clean.out)
 
@@ -596,7 +582,7 @@ def test_a_count_that_takes_longer_than_a_stall_is_no_stall(
     slow = ResolvedInputs([CountsSlowly(s.name, s.root, s.files) for s in found.sources], found.ignored)
     monkeypatch.setattr(tokkit.pipelines.shard, "resolve_inputs", lambda inputs, options: slow)
     inputs = [str(world.corpus.folder / "texts")]
-    result = world.run(tmp_path / "out", inputs=inputs, pack=None, workers=1, stall_seconds=1.5, image_tokenizer=None)
+    result = world.result(tmp_path / "out", inputs=inputs, pack=None, workers=1, stall_seconds=1.5, image_tokenizer=None)
     assert result.summary["lost"] == {"documents": 0, "images": 0, "sounds": 0, "tokens": 0}
 
 
@@ -628,7 +614,7 @@ def test_the_summary_tells_what_was_committed_and_apart_what_was_lost(
             return task
 
     monkeypatch.setattr(WebDatasetSource, "census", once)
-    monkeypatch.setattr("tokkit.pipelines.unit.REPORT_EVERY", 0.0)
+    monkeypatch.setattr("tokkit.pipelines.attempt.REPORT_EVERY", 0.0)
     progress = Watched()
     result = shard(world.config(tmp_path / "out"), progress)
     assert snapshot(result.out) == snapshot(clean.out)
@@ -653,8 +639,8 @@ def test_a_full_disk_at_the_end_leaves_the_run_resumable(
     with monkeypatch.context() as patch:
         patch.setattr(tokkit.pipelines.shard, "coalesce", full)
         with pytest.raises(ResumableStop, match="No space left on device"):
-            world.run(tmp_path / "out")
-    world.run(tmp_path / "out")
+            world.result(tmp_path / "out")
+    world.result(tmp_path / "out")
     assert snapshot(tmp_path / "out") == snapshot(clean.out)
 
 
@@ -667,10 +653,10 @@ def test_a_lasting_failure_leaves_the_run_resumable(
     with monkeypatch.context() as patch:
         patch.setattr(JsonlSource, "read", broken)
         with pytest.raises(ResumableStop, match=r"texts/a\.jsonl\.gz .*Input/output error") as caught:
-            world.run(tmp_path / "out")
+            world.result(tmp_path / "out")
     assert caught.value.exit_code == 75
     assert len(list((tmp_path / "out" / "commits").iterdir())) == clean.manifest.units - 1
-    world.run(tmp_path / "out")
+    world.result(tmp_path / "out")
     assert snapshot(tmp_path / "out") == snapshot(clean.out)
 
 
@@ -680,7 +666,7 @@ def test_a_fault_in_the_program_stops_the_run_at_once(world: World, tmp_path: Pa
 
     monkeypatch.setattr(WebDatasetSource, "read", wrong)
     with pytest.raises(IndexError):
-        world.run(tmp_path / "out")
+        world.result(tmp_path / "out")
 
 
 def test_what_a_source_loses_is_noticed(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -697,7 +683,7 @@ def test_what_a_source_loses_is_noticed(world: World, tmp_path: Path, monkeypatc
 
     monkeypatch.setattr(JsonlSource, "read", lambda self, unit: Dropping(read(self, unit)))
     with pytest.raises(VerificationError, match=rf"{TEXTS} documents counted, {TEXTS - 1} with an outcome"):
-        world.run(tmp_path / "out")
+        world.result(tmp_path / "out")
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
@@ -718,8 +704,8 @@ def test_a_trial_takes_n_documents_and_extrapolates(world: World, tmp_path: Path
     lines = [json.dumps({"text": "some words of a line " * (5 + n * 7 % 30)}) + "\n" for n in range(600)]
     (folder / "a.jsonl").write_text("".join(lines))
     inputs = [str(folder), str(world.corpus.folder / "pairs")]
-    whole = world.run(tmp_path / "whole", inputs=inputs, pack=None).manifest
-    result = world.run(tmp_path / "trial", inputs=inputs, pack=None, limit=60, unit_bytes=20000)
+    whole = world.result(tmp_path / "whole", inputs=inputs, pack=None).manifest
+    result = world.result(tmp_path / "trial", inputs=inputs, pack=None, limit=60, unit_bytes=20000)
     trial = result.manifest.trial
     assert trial is not None
     assert sum(result.manifest.documents.values()) == trial["documents_read"] == 60
@@ -854,7 +840,7 @@ def test_a_damaged_container_is_an_error_with_its_range_and_the_rest_is_kept(wor
     folder.mkdir()
     data = (world.corpus.folder / "pairs" / "00000.tar").read_bytes()
     (folder / "00000.tar").write_bytes(data[: len(data) // 2])
-    result = world.run(tmp_path / "out", inputs=[str(folder)], unit_bytes=1 << 20)
+    result = world.result(tmp_path / "out", inputs=[str(folder)], unit_bytes=1 << 20)
     assert result.manifest.container_errors == 1
     assert 0 < result.manifest.documents["committed"] < PAIRS - 4
     lines = [json.loads(x) for x in (result.out / "rejects" / "00000.jsonl").read_text().splitlines()]

@@ -15,7 +15,7 @@ from shard_corpus import Corpus, snapshot, write_corpus, write_tokenizers
 from sources_helpers import tar_bytes
 
 from tokkit.errors import BudgetExceeded, ConfigError, DataError, FingerprintMismatch, ResumableStop, UsageError
-from tokkit.pipelines import unit
+from tokkit.pipelines import attempt
 from tokkit.pipelines.progress import LineProgress, SilentProgress
 from tokkit.pipelines.shard import ShardConfig, ShardResult, shard
 from tokkit.pipelines.verify import VerifyConfig, verify
@@ -127,17 +127,17 @@ def test_an_input_that_was_moved_is_followed(
 def test_input_that_changes_while_it_is_read_is_not_committed(
     world: World, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    take = unit.Attempt.take
+    take = attempt.Attempt.take
     changed = []
 
-    def change(self: unit.Attempt, *args: object) -> None:
+    def change(self: attempt.Attempt, *args: object) -> None:
         if not changed:
             changed.append(1)
             with (texts / "a.jsonl.gz").open("ab") as file:
                 file.write(gzip.compress(b'{"text": "late"}\n'))
         take(self, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(unit.Attempt, "take", change)
+    monkeypatch.setattr(attempt.Attempt, "take", change)
     with pytest.raises(FingerprintMismatch, match="changed while it was being read"):
         world.run(tmp_path / "out", texts)
     assert not list((tmp_path / "out" / "commits").iterdir())

@@ -10,27 +10,28 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shard_rows import Row, append
 
 from tokkit.errors import DataError
 from tokkit.interleave import Span
 from tokkit.shards.megatron import index_bytes, read_index
-from tokkit.shards.native import DocumentRow, ShardWriter, map_tokens
+from tokkit.shards.native import ShardWriter, map_tokens
 from tokkit.shards.spans import SpanTable, span_from_dict
 from tokkit.storage import create_if_absent, is_attempt, replacing, sha256_file
 
 UINT16, INT32 = np.dtype(np.uint16), np.dtype(np.int32)
 
 
-def row(name: str, length: int) -> DocumentRow:
+def row(name: str, ids: np.ndarray) -> Row:
+    length = len(ids)
     spans = (Span("text", 1, 2), Span("image", 3, length - 4, 1, 4, 4, item_hash="ab")) if length > 6 else ()
-    return DocumentRow(name, "src", f"f#{name}", 3, "train", length, "00ff", '{"k": 1}' if length % 2 else None, spans)
+    return Row(name, ids, spans, '{"k": 1}' if length % 2 else None)
 
 
 def write(directory: Path, lengths: list[int], dtype: np.dtype = UINT16, name: str | None = "00000") -> dict[str, object]:
     rng = np.random.default_rng(0)
     with ShardWriter(directory, dtype) as writer:
-        for i, length in enumerate(lengths):
-            writer.add(rng.integers(0, 60000, length), row(str(i), length))
+        append(writer, [row(str(i), rng.integers(0, 60000, length)) for i, length in enumerate(lengths)])
         return dict(writer.finish(name, prefix="00007-"))
 
 
@@ -69,7 +70,7 @@ def test_a_written_shard_reads_back(tmp_path: Path) -> None:
 
 
 def test_the_bytes_depend_on_the_content_alone(tmp_path: Path) -> None:
-    """Documents one by one, or taken over in pieces from another shard: the same files, to the byte."""
+    """Documents a hundred at a time, or taken over in other pieces from another shard: the same files, to the byte."""
     lengths = [(i * 37) % 90 + 1 for i in range(9000)]
     first = write(tmp_path, lengths)
     table = pq.read_table(tmp_path / "00000.parquet")
@@ -92,7 +93,7 @@ def test_payloads_are_named_by_content_and_attempts_leave_nothing(tmp_path: Path
     assert {p.name for p in tmp_path.iterdir()} == names
     assert all(n.startswith("00007-") for n in names)
     with pytest.raises(RuntimeError), ShardWriter(tmp_path, UINT16) as writer:
-        writer.add(np.arange(9), row("x", 9))
+        append(writer, [row("x", np.arange(9))])
         raise RuntimeError
     assert {p.name for p in tmp_path.iterdir()} == names
 
@@ -106,7 +107,7 @@ def test_an_empty_shard_is_a_shard(tmp_path: Path) -> None:
 
 def test_a_name_with_a_lone_surrogate_can_be_written(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, UINT16) as writer:
-        writer.add(np.arange(3), DocumentRow("a\ud800", "s", "l\ud800", 0, "train", 3, "h", None, ()))
+        append(writer, [Row("a\ud800", np.arange(3))])
         writer.finish("x")
     assert pq.read_table(tmp_path / "x.parquet").column("id").to_pylist() == ["a\\ud800"]
 

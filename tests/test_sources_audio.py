@@ -13,7 +13,7 @@ import soundfile
 from sources_helpers import Result, assert_census_agrees, assert_same_for_all_cuts, read_all, source_of
 
 from tokkit.documents import Audio, Document, Outcome, Text
-from tokkit.errors import ItemError
+from tokkit.errors import ConfigError, ItemError
 from tokkit.media.audio import Segment, load_audio
 from tokkit.sources.resolve import resolve_inputs
 
@@ -238,6 +238,142 @@ def test_a_cut_that_cannot_be_read_as_it_is_meant_is_rejected(tmp_path: Path, en
     assert read("lhotse", lines(tmp_path / "cuts.jsonl", [entry])).reasons == {reason: 1}
 
 
+def recording(number: int, seconds: float, *channels: int, **changes: object) -> dict[str, object]:
+    made: dict[str, object] = {
+        "id": f"rec-{number}",
+        "sources": [{"type": "file", "channels": list(channels or (0,)), "source": f"audio/{number}.wav"}],
+        "sampling_rate": RATE,
+        "num_samples": round(seconds * RATE),
+        "duration": seconds,
+        "channel_ids": list(channels or (0,)),
+    }
+    return made | changes
+
+
+def supervision(number: int, of: int, start: float, seconds: float, text: str | None, **changes: object) -> dict[str, object]:
+    made: dict[str, object] = {"id": f"sup-{number}", "recording_id": f"rec-{of}", "start": start, "duration": seconds}
+    made |= {"channel": 0, "text": text, "language": "en", "speaker": f"p{number}", "alignment": {"word": []}}
+    return {key: value for key, value in (made | changes).items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("recordings", "supervisions"),
+    [
+        ("recordings.jsonl", "supervisions.jsonl"),
+        ("libri_recordings_dev.jsonl.gz", "libri_supervisions_dev.jsonl.gz"),
+        ("r_recordings_all.jsonl", "r_supervisions_all.jsonl.gz"),
+    ],
+)
+def test_supervisions_are_stretches_of_the_recordings_beside_them(tmp_path: Path, recordings: str, supervisions: str) -> None:
+    one, two = sound(tmp_path / "audio" / "0.wav", 2.0), sound(tmp_path / "audio" / "1.wav", 1.0, pitch=500)
+    lines(tmp_path / recordings, [recording(1, 1.0), recording(0, 2.0), recording(2, 3.0)])
+    spoken = lines(
+        tmp_path / supervisions,
+        [
+            supervision(0, 0, 1.0, 0.5, "the middle", custom={"mos": 4.5}),
+            supervision(1, 1, 0.0, 1.0, "all of it"),
+            supervision(2, 0, 0.0, 0.75, None, speaker=None),
+        ],
+    )
+    result = read("lhotse", spoken, root=tmp_path)
+    assert [d.id for d in result.documents] == ["sup-0", "sup-1", "sup-2"]
+    assert [said(d) for d in result.documents] == [
+        ["<audio/0.wav>", "the middle"],
+        ["<audio/1.wav>", "all of it"],
+        ["<audio/0.wav>"],
+    ]
+    items = [audio_of(d) for d in result.documents]
+    assert [i.data for i in items] == [one, two, one]
+    assert [(i.start, i.seconds) for i in items] == [(1.0, 0.5), (0.0, None), (0.0, 0.75)]
+    assert result.documents[0].metadata == {"recording_id": "rec-0", "language": "en", "speaker": "p0", "mos": 4.5}
+    part = load_audio(one, RATE, 1, segment=Segment(items[0].start, items[0].seconds))
+    assert np.abs(part[0] - tone(2.0)[8000:12000]).max() < 1e-4
+    assert recognised(tmp_path) == {"lhotse": supervisions}
+    (source,) = resolve_inputs([str(tmp_path)]).sources
+    assert [file.name for file in source.companions()] == [recordings]  # a change of it is noticed
+
+
+def test_the_recordings_beside_supervisions_can_be_had_by_themselves(tmp_path: Path) -> None:
+    sound(tmp_path / "audio" / "0.wav", 2.0)
+    lines(tmp_path / "recordings.jsonl", [recording(0, 2.0)])
+    lines(tmp_path / "supervisions.jsonl", [supervision(0, 0, 1.0, 0.5, "x")])
+    with pytest.raises(ConfigError, match=r"recordings\.jsonl goes with supervisions\.jsonl"):
+        resolve_inputs([str(tmp_path / "recordings.jsonl")])
+    (source,) = resolve_inputs([f"lhotse:{tmp_path / 'recordings.jsonl'}"]).sources
+    assert [said(d) for d in read_all(source).documents] == [["<audio/0.wav>"]]
+
+
+def test_a_supervision_whose_recording_is_missing_was_lost_upstream(tmp_path: Path) -> None:
+    sound(tmp_path / "audio" / "0.wav", 2.0)
+    lines(
+        tmp_path / "recordings.jsonl", [recording(0, 2.0), recording(2, 2.0), recording(2, 1.0), recording(3, 1.0), "{", "[]"]
+    )
+    entries = [supervision(n, of, 0.0, 0.5, "x") for n, of in enumerate((0, 1, 2, 3))]
+    result = read("lhotse", lines(tmp_path / "supervisions.jsonl", list(entries)))
+    failures = [audio_of(d).failure for d in result.documents]
+    assert [None if f is None else (f.outcome, f.reason) for f in failures] == [
+        None,
+        (Outcome.FAILED_UPSTREAM, "recording-not-found"),
+        (Outcome.FAILED_UPSTREAM, "recording-not-unique"),
+        (Outcome.FAILED_UPSTREAM, "audio-not-found"),
+    ]
+    assert failures[1] is not None
+    assert failures[1].message == "recordings.jsonl has none of this id; 2 of its lines are no recordings"
+    (tmp_path / "recordings.jsonl").unlink()
+    failure = audio_of(read("lhotse", tmp_path / "supervisions.jsonl").documents[0]).failure
+    assert failure is not None
+    assert failure.reason == "recording-not-found"
+    assert "no manifest of recordings beside supervisions.jsonl" in failure.message
+
+
+def test_damage_in_the_recordings_is_told_by_those_that_miss_one(tmp_path: Path) -> None:
+    for number in range(2):
+        sound(tmp_path / "audio" / f"{number}.wav", 2.0)
+    many = lines(tmp_path / "recordings.jsonl.gz", [recording(n, 2.0, pad=f"{n * 7919:x}") for n in range(4000)])
+    many.write_bytes(many.read_bytes()[:-2000])
+    spoken = lines(tmp_path / "supervisions.jsonl", [supervision(n, of, 0.0, 0.5, "x") for n, of in enumerate((0, 3999))])
+    first, last = (audio_of(d) for d in read("lhotse", spoken).documents)
+    assert first.data is not None
+    assert last.failure is not None
+    assert "it is damaged, and not read to its end" in last.failure.message
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        (supervision(0, 0, 0.0, 0.0, "x"), "time-not-understood"),
+        (supervision(0, 0, -1.0, 1.0, "x"), "time-not-understood"),
+        (supervision(0, 0, 0.0, 1.0, "x") | {"text": ["x"]}, "text-not-a-string"),
+        (supervision(0, 0, 0.0, 1.0, "x") | {"recording_id": 3}, "cut-not-understood"),
+        (supervision(0, 1, 0.0, 1.0, "x"), "cut-not-understood"),  # channel 0 of a file of two
+        (supervision(0, 2, 0.0, 1.0, "x"), "cut-not-understood"),  # of a recording on the web
+    ],
+)
+def test_a_supervision_that_cannot_be_read_as_it_is_meant_is_rejected(tmp_path: Path, entry: object, reason: str) -> None:
+    sound(tmp_path / "audio" / "0.wav", 2.0)
+    web = [{"type": "url", "channels": [0], "source": "https://x.example/a.wav"}]
+    lines(tmp_path / "recordings.jsonl", [recording(0, 2.0), recording(1, 2.0, 0, 1), recording(2, 2.0, sources=web)])
+    assert read("lhotse", lines(tmp_path / "supervisions.jsonl", [entry])).reasons == {reason: 1}
+
+
+def test_channels_are_taken_where_a_file_holds_just_them(tmp_path: Path) -> None:
+    left, right = sound(tmp_path / "audio" / "l.wav"), sound(tmp_path / "audio" / "r.wav", pitch=500)
+    files = [{"type": "file", "channels": [n], "source": f"audio/{name}.wav"} for n, name in enumerate("lr")]
+    lines(tmp_path / "recordings.jsonl", [recording(0, 1.0, sources=files), recording(1, 1.0, 0, 1)])
+    spoken = lines(
+        tmp_path / "supervisions.jsonl",
+        [
+            supervision(0, 0, 0.0, 0.5, "a"),
+            supervision(1, 0, 0.0, 0.5, "b", channel=1),
+            supervision(2, 1, 0, 1, "c", channel=[0, 1]),
+        ],
+    )
+    sound(tmp_path / "audio" / "1.wav", pitch=700)
+    assert [audio_of(d).data for d in read("lhotse", spoken).documents][:2] == [left, right]
+    both = cut(0, 0.0, 1.0, "both") | {"type": "MultiCut", "channel": [0, 1], "recording": recording(1, 1.0, 0, 1)}
+    assert [d.failure for d in read("lhotse", lines(tmp_path / "cuts.jsonl", [both])).documents] == [None]
+
+
 # ---- LibriSpeech
 
 
@@ -262,6 +398,14 @@ def test_librispeech_folders(tmp_path: Path) -> None:
     assert recognised(tmp_path) == {
         "librispeech": "dev/84/121123/84-121123.trans.txt,dev/85/1/85-1.trans.txt",
     }
+
+
+def test_librispeech_ids_that_no_file_can_have(tmp_path: Path) -> None:
+    sound(tmp_path / "1-2-0000.flac")
+    (tmp_path / "1-2.trans.txt").write_text(f"1-2-0000 GOOD\n1-2-{'n' * 300} LONG\n1-2-\0 ZERO\n.. DOTS\n")
+    result = read("librispeech", tmp_path / "1-2.trans.txt")
+    assert [said(d)[-1] for d in result.good] == ["GOOD", "LONG", "ZERO", "DOTS"]
+    assert result.item_failures == {"audio-not-found": 3}
 
 
 # ---- Common Voice

@@ -254,3 +254,75 @@ def test_a_run_over_a_folder_notices_what_changes_and_adds_up(tmp_path: Path) ->
     (root / "metadata.jsonl").write_text(rows + rows)
     with pytest.raises(FingerprintMismatch):
         check_unchanged(source, unit)
+
+
+def _rewritten(path: Path, content: bytes | None = None, later_ns: int = 0) -> None:
+    """Other bytes and another time in the same file, so that its folder stays as it is."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        if content is not None:
+            file.truncate()
+            file.write(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + later_ns))
+
+
+@pytest.mark.parametrize("change", ["longer", "same size", "touched", "caption", "its own file is back"])
+def test_a_picture_that_changed_between_two_runs_is_noticed(tmp_path: Path, change: str) -> None:
+    from tokkit.errors import FingerprintMismatch
+    from tokkit.pipelines.plan import make_plan
+    from tokkit.pipelines.progress import SilentProgress
+
+    files: dict[str, bytes | str] = {"x/a.png": jpeg(1), "x/a.txt": "one", "x/b.png": jpeg(2), "x/notes.txt": "of nobody"}
+    root = folder(tmp_path / "p", files)
+    run = tmp_path / "run"
+    run.mkdir()
+
+    def planned() -> int:
+        resolved = resolve_inputs([f"image_folder:{root}"])
+        return len(make_plan(resolved, run, unit_bytes=1 << 20, limit=None, progress=SilentProgress()).units)
+
+    assert planned() == 1
+    folder_state = (root / "x").stat().st_mtime_ns
+    path = root / "x" / ("a.txt" if change == "caption" else "b.png")
+    if change == "longer":
+        _rewritten(path, jpeg(2) + b"more")
+        told = rf"changed: p/x: pictures or captions in it \({2 * len(jpeg(1)) + 3} -> {2 * len(jpeg(1)) + 7} bytes\)"
+    else:
+        content = {"same size": jpeg(3), "caption": b"two", "its own file is back": jpeg(2)}.get(change)
+        _rewritten(path, content, later_ns=0 if change == "its own file is back" else 1)
+        told = r"changed: p/x: pictures or captions in it \(another modification time\)"
+    assert (root / "x").stat().st_mtime_ns == folder_state
+    if change == "its own file is back":
+        _rewritten(root / "x" / "notes.txt", b"of anybody", later_ns=5)  # belongs to no picture
+        assert planned() == 1
+        return
+    with pytest.raises(FingerprintMismatch, match=told) as caught:
+        planned()
+    assert str(caught.value).count("changed: ") == 1
+
+
+def test_a_folder_that_is_new_or_gone_is_told_once(tmp_path: Path) -> None:
+    from tokkit.errors import FingerprintMismatch
+    from tokkit.pipelines.plan import make_plan
+    from tokkit.pipelines.progress import SilentProgress
+
+    root = folder(tmp_path / "p", {"x/a.png": jpeg(1), "y/a.png": jpeg(2)})
+    make_plan(resolve_inputs([str(root)]), tmp_path, unit_bytes=1, limit=None, progress=SilentProgress())
+    (root / "y").rename(root / "z")
+    with pytest.raises(FingerprintMismatch) as caught:
+        make_plan(resolve_inputs([str(root)]), tmp_path, unit_bytes=1, limit=None, progress=SilentProgress())
+    assert [line for line in str(caught.value).splitlines() if line.startswith("  - ")] == ["  - gone: p/y", "  - new: p/z"]
+
+
+def test_an_output_that_was_begun_before_contents_were_listed_is_gone_on_with(tmp_path: Path) -> None:
+    from tokkit.pipelines.plan import make_plan
+    from tokkit.pipelines.progress import SilentProgress
+
+    root = folder(tmp_path / "p", {"a.png": jpeg(1), "b.png": jpeg(2)})
+    resolved = resolve_inputs([f"image_folder:{root}"])
+    first = make_plan(resolved, tmp_path, unit_bytes=1, limit=None, progress=SilentProgress())
+    lines = (tmp_path / "inputs.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if not json.loads(line).get("contents")]
+    assert len(kept) == len(lines) - 1
+    (tmp_path / "inputs.jsonl").write_text("".join(kept))
+    assert make_plan(resolved, tmp_path, unit_bytes=1, limit=None, progress=SilentProgress()).units == first.units

@@ -222,6 +222,7 @@ def test_the_registry() -> None:
         "webdataset",
         "obelics",
         "hf_parquet",
+        "img2dataset",
         "mmc4",
         "llava",
         "audio_manifest",

@@ -230,6 +230,21 @@ def test_a_flipped_bit_is_damage_or_harmless_and_never_silent(tmp_path: Path, na
             assert result.damage or after == before
 
 
+@pytest.mark.parametrize("suffix", ["txt", "jpg"])
+def test_a_member_of_negative_size_is_damage(tmp_path: Path, suffix: str) -> None:
+    """Python's reader takes such a header, and goes on behind it."""
+    name = f"000000009.{suffix}"
+    tar = bytearray(tar_bytes([*samples(3, 100), (name, b"")]))
+    header = next(at for at in range(0, len(tar), 512) if tar.startswith(name.encode(), at))
+    info = tarfile.TarInfo.frombuf(bytes(tar[header : header + 512]), "utf-8", "strict")
+    info.size = -3
+    tar[header : header + 512] = info.tobuf(tarfile.GNU_FORMAT)
+    plain, packed = both(tmp_path, bytes(tar))
+    assert [d.reason for d in packed.damage] == [d.reason for d in plain.damage] == ["tar-invalid-header"]
+    assert identity(packed, "a.tar.gz") == plain.identity
+    assert packed.counted is None
+
+
 def test_bombs_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tarstream, "BOMB_BYTES", 16 << 20)
     path = tmp_path / "a.tar.gz"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -99,6 +99,7 @@ def trained(folder: Path, model_type: str, **options: Any) -> TextTokenizer:
     return load_text_tokenizer(folder / f"{model_type}.model")
 
 
+@settings(deadline=None)
 @given(texts=st.lists(texts, max_size=6))
 def test_byte_level_bpe(huggingface: TextTokenizer, texts: list[str]) -> None:
     plain = [text.encode("utf-8", "replace").decode() for text in texts]
@@ -106,6 +107,7 @@ def test_byte_level_bpe(huggingface: TextTokenizer, texts: list[str]) -> None:
     assert [ids.tolist() for ids in huggingface.encode_batch(plain)] == [found.ids for found in library]
 
 
+@settings(deadline=None)
 @given(texts=st.lists(texts, max_size=6))
 def test_sentencepiece_bpe(bpe: TextTokenizer, texts: list[str]) -> None:
     assert bpe._words is not None  # type: ignore[attr-defined]

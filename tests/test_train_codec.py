@@ -260,14 +260,34 @@ def test_nothing_is_quantized_before_the_codebooks_are_set() -> None:
     task = CodecTask(fresh_codec(configure("codec-tiny", TINY), 0), crops, CodecObjective(quantize_from=0.3, books=(1, 2, 3)))
     early = task.generate(task.batch(0, 0), Phase(0.1, False, False))
     assert early.codes is None
+    before = {name: tensor.clone() for name, tensor in task.generator.state_dict().items()}
+    found = task.validate([drawn(5)])  # as if they had been set
+    assert min(found.perplexity) > 2
     assert not task.quantizer.initialised
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.generator.state_dict().items())
     late = task.generate(task.batch(1, 0), Phase(0.3, False, False))
     assert late.codes is not None
     assert late.codes.shape == (4, 3, 125)  # all codebooks, however many were trained
     assert {task.batch(step, 0).books for step in range(40)} == {1, 2, 3}
+    assert not any(value.requires_grad for value in late.figures.values())  # they would hold what the losses kept
     late.loss.backward()
     moved = [p for p in task.generator.parameters() if p.grad is not None and bool(p.grad.any())]
     assert len(moved) == len(list(task.generator.parameters()))  # also the encoder's, through the quantizer
+
+
+@pytest.mark.parametrize("quantizer", ["tables", "grid"])
+def test_validations_do_not_begin_quantization(tmp_path: Path, quantizer: str) -> None:
+    """Half of the run is trained without, though a tokenizer with codebooks was measured, drawn and kept before."""
+    options = {"steps": 10, "quantize_from": 0.5, "log_every": 1, "overrides": TINY if quantizer == "tables" else GRID}
+    train(tmp_path, **options)
+    rows = metrics(tmp_path)
+    assert [row["codes_counted"] > 0 for row in rows] == [False] * 5 + [True] * 5
+    assert all(row["val_mel_distance"] and row["val_perplexity_book_1"] > 1 for row in rows)
+    best = min(rows, key=lambda row: row["val_mel_distance"])
+    tokenizer = load_audio_tokenizer(tmp_path / "best")
+    held_out = read_clips(sounds(), RATE, 1, 0.2, 2**30).held_out
+    distances = [mel_distance(clip, tokenizer.decode(tokenizer.encode([clip])[0]), RATE) for clip in held_out]
+    assert float(np.mean(distances)) == pytest.approx(best["val_mel_distance"], rel=1e-6)
 
 
 def test_crops_depend_on_seed_and_step_alone_and_are_dealt_out() -> None:
@@ -300,7 +320,12 @@ def test_a_share_is_held_out_by_content() -> None:
 
 @pytest.mark.parametrize(
     ("preset", "rate", "books", "tokens"),
-    [("speech-16k-50hz-1book", 50, 1, 1500), ("encodec-24k", 75, 32, 72000), ("codec-tiny", 50, 4, 6000)],
+    [
+        ("speech-16k-50hz-1book", 50, 1, 1500),
+        ("fsq-24k-50hz", 50, 1, 1500),
+        ("encodec-24k", 75, 32, 72000),
+        ("codec-tiny", 50, 4, 6000),
+    ],
 )
 def test_presets_have_their_rates(preset: str, rate: int, books: int, tokens: int) -> None:
     found = PRESETS[preset]
@@ -341,6 +366,27 @@ def test_the_command_trains_and_its_tokenizer_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("preset", ["codec-tiny", "codec-fsq-tiny"])
+def test_real_recordings_are_learnt(tmp_path: Path, shared_data: Path, preset: str) -> None:
+    """The recordings of data/audio: below the mean spectrum on held-out ones, 16 codes of each codebook or more, and a picture
+    of originals above reconstructions."""
+    options: dict[str, object] = {"preset": preset, "overrides": {}, "steps": 400, "batch_size": 4, "crop": 0.5, "threads": 1}
+    chosen = TrainCodecConfig(inputs=(str(shared_data / "audio"),), out=tmp_path, **options)  # type: ignore[arg-type]
+    result = train_codec(chosen, SilentProgress())
+    print(
+        f"{preset}: mel {result.val_mel_distance}, mean {result.mean_predictor}, {result.perplexity}, {result.val_perplexity}"
+    )
+    assert result.val_mel_distance is not None
+    assert result.mean_predictor is not None
+    assert result.val_mel_distance < result.mean_predictor
+    assert min(*result.perplexity, *result.val_perplexity) >= 16
+    with PILImage.open(tmp_path / "samples.png") as picture:
+        pixels = np.asarray(picture.convert("L")).astype(np.float64)
+    above, below = (half[:64, :32].std() for half in np.split(pixels, 2))
+    assert min(above, below) > 5  # neither half is blank
+
+
+@pytest.mark.slow
 def test_it_learns_to_hear(tmp_path: Path) -> None:
     """A few minutes: better than the mean spectrum on what it has not heard, and no codebook is left unused."""
     many = [Sound(f"s/{i}", Audio(wav(drawn(i, 2.0, 16000), 16000), f"{i}.wav")) for i in range(64)]
@@ -351,3 +397,92 @@ def test_it_learns_to_hear(tmp_path: Path) -> None:
     assert result.val_mel_distance < 0.9 * result.mean_predictor
     assert min(result.perplexity) >= 16
     assert metrics(tmp_path)[-1]["loss"] < 0.7 * metrics(tmp_path)[0]["loss"]
+
+
+GRID: dict[str, object] = {
+    "sample_rate": RATE,
+    "architecture.filters": 4,
+    "architecture.dimension": 3,
+    "architecture.ratios": [4, 2],
+    "quantizer.kind": "fsq",
+    "quantizer.levels": [7, 5, 5],
+}
+
+
+class _Twice(Crops):
+    """Batches whose second half is their first."""
+
+    def part(self, step: int, part: int, parts: int) -> np.ndarray:
+        half = super().part(step, 0, 2)
+        return half if parts == 2 else np.concatenate([half, half])
+
+
+@pytest.mark.parametrize("overrides", [TINY, GRID], ids=["tables", "grid"])
+def test_a_batch_in_parts_pulls_as_the_whole_does(overrides: dict[str, object]) -> None:
+    """Parts, of one process or several, change neither the gradient nor what the commitment weighs in it."""
+    gradients = []
+    for parts in (1, 2):
+        crops = _Twice([drawn(i) for i in range(4)], 1000, 4, 0)
+        codec = fresh_codec(configure("codec-tiny", overrides), 0)
+        task = CodecTask(codec, crops, CodecObjective(commitment=10.0), accumulate=parts)
+        task.set_books()
+        for book in getattr(task.quantizer, "books", []):
+            book.embed.mul_(2)  # so that there is something to commit to
+        if parts == 2:
+            state = {name: tensor.clone() for name, tensor in codec.network.state_dict().items()}
+        for part in range(parts):
+            if part:
+                codec.network.load_state_dict(state)  # codebooks have learnt from the first part
+            (task.generate(task.batch(0, part), Phase(0.5, False, False)).loss / parts).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in task.generator.parameters() if p.grad is not None]))
+    assert torch.allclose(*gradients, rtol=1e-3, atol=1e-4 * float(gradients[0].abs().max()))
+
+
+@pytest.mark.parametrize("kind", ["fsq", "residual-fsq"])
+def test_a_codec_with_a_grid_trains_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    grid = GRID | ({"quantizer.kind": kind, "quantizer.codebooks": 2} if kind == "residual-fsq" else {})
+    options: dict[str, object] = {"overrides": grid, "steps": 8, "checkpoint_every": 2, "quantize_from": 0.25, "ema": 0.9}
+    whole = train(tmp_path / "whole", **options)
+    assert whole.codebook_size == 175
+    assert min(whole.perplexity) > 20
+    train_until_killed(tmp_path / "cut", monkeypatch, 5, **options)
+    assert train(tmp_path / "cut", **options, resume=True).fingerprint == whole.fingerprint
+    tokenizer = load_audio_tokenizer(tmp_path / "cut")
+    assert tokenizer.fingerprint == whole.fingerprint
+    assert tokenizer.config.quantizer.kind == kind
+    (code,) = tokenizer.encode([drawn(3)])
+    assert code.codes.shape == (2 if kind == "residual-fsq" else 1, RATE // 8)
+
+
+def test_every_job_takes_a_codec_with_a_grid(tmp_path: Path) -> None:
+    """Shards, their check, inspecting, encoding, decoding, measuring and exporting, by the command line."""
+    (tmp_path / "in").mkdir()
+    for i in range(4):
+        write_wav(tmp_path / "in" / f"{i}.wav", drawn(i), RATE)
+    rows = [{"audio_filepath": f"in/{i}.wav", "duration": 1.0, "text": f"sound {i}"} for i in range(4)]
+    (tmp_path / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "a.txt").write_text("\n".join(f"sound number {i} says nothing else" for i in range(300)))
+    train_text(
+        TrainTextConfig(inputs=(str(tmp_path / "a.txt"),), out=tmp_path / "text.model", vocab_size=300), SilentProgress()
+    )
+    train(tmp_path / "codec", overrides=GRID, steps=4)
+
+    def tokkit(*words: object) -> dict[str, object]:
+        ran = CliRunner().invoke(app, [*map(str, words), "--json", "--quiet"])
+        assert ran.exit_code == 0, (words, ran.output)
+        return dict(json.loads(ran.stdout))
+
+    shards, codes = tmp_path / "shards", tmp_path / "codes.npz"
+    tokenizers = ("--text-tokenizer", tmp_path / "text.model", "--audio-tokenizer", tmp_path / "codec")
+    tokkit("shard", tmp_path / "manifest.jsonl", "--out", shards, *tokenizers, "--workers", 0)
+    blocks = {b["modality"]: b for b in json.loads((shards / "vocabulary.json").read_text())["blocks"]}
+    assert blocks["audio"]["size"] == 175
+    tokkit("verify", shards, "--reencode", 4)
+    tokkit("inspect", shards, "--document", 1, "--out", tmp_path / "shown")
+    assert (tmp_path / "shown" / "audio-0.wav").stat().st_size > 2 * RATE
+    tokkit("encode", tmp_path / "codec", tmp_path / "in", "--out", codes)
+    tokkit("decode", tmp_path / "codec", codes, "--out", tmp_path / "back")
+    assert len(list((tmp_path / "back").glob("*.wav"))) == 4
+    (scores,) = tokkit("eval", tmp_path / "codec", tmp_path / "in", "--out", tmp_path / "eval")["tokenizers"]  # type: ignore[misc]
+    assert len(scores["perplexity"]) == 1
+    assert 1 < scores["perplexity"][0] <= 175

@@ -55,6 +55,17 @@ def test_the_page_shows_what_was_logged_and_stands_alone(tmp_path: Path) -> None
     assert not re.search(r"<script|https?://|src=\"(?!data:)", page)
 
 
+def test_figures_have_names_and_units(tmp_path: Path) -> None:
+    out = written(tmp_path / "run")
+    last = {"step": 2000, "loss": 0.25, "val_si_sdr": 1.268, "codebook_usage": 0.4213, "dead_codes": 8889, "val_lpips": None}
+    (out / "metrics.jsonl").write_text(json.dumps(last) + "\n")
+    result = {"steps": 2000, "seconds": 70.0, "stopped_by": "time", "sounds": 1039, "held_out": 6, "fingerprint": "ab" * 32}
+    page = write_training_page(out, "train-codec", {}, result).read_text()
+    assert "ended by time; 1,039 sounds to train on, 6 held out" in page
+    shown = dict(re.findall(r"<div><span>(.*?)</span><b>(.*?)</b></div>", page))
+    assert shown == {"held-out SI-SDR": "1.27 dB", "codes in use": "42 %", "dead codes": "8,889", "loss": "0.25"}
+
+
 def test_curves_are_drawn_to_scale_and_thinned() -> None:
     rows = [{"step": i, "loss": float(i % 2)} for i in range(4000)]
     curve = draw(Plot("Loss", {"loss": "total"}), rows)

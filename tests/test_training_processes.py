@@ -11,11 +11,16 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from test_train_codec import GRID, RATE, TINY
+from test_train_codec import drawn as voice
 from test_train_vq import drawn
+
+from tokkit.pipelines.inspect import write_wav
+from tokkit.tokenizers.audio import load_audio_tokenizer
 
 # What both processes hold at the end, compared: networks, averages, optimisers, codebook statistics, window.
 SCRIPT = """
-    import hashlib, json, sys
+    import hashlib, importlib, json, sys
     from pathlib import Path
     import torch
     from torch import distributed
@@ -24,7 +29,11 @@ SCRIPT = """
     VectorQuantize(dim=4, codebook_size=8)  # built before the processes know of each other
     torch.set_num_threads(1)
     from tokkit.pipelines.progress import SilentProgress
-    from tokkit.pipelines.train_vq import TrainVQConfig, _Run, train_vq
+
+    name = sys.argv[3]
+    job = importlib.import_module(f"tokkit.pipelines.{name}")
+    config = {"train_vq": "TrainVQConfig", "train_codec": "TrainCodecConfig"}[name]
+    config = getattr(job, config).model_validate(json.loads(sys.argv[2]) | {"out": Path(sys.argv[1]) / "out"})
 
     def digest(value):
         if isinstance(value, torch.Tensor):
@@ -33,7 +42,7 @@ SCRIPT = """
             return {str(k): digest(v) for k, v in value.items()}
         return [digest(v) for v in value] if isinstance(value, list | tuple) else repr(value)
 
-    write = _Run._write
+    write = job._Run._write
 
     def compared(self, end):
         mine = digest(self.engine.state()) | {"window": digest([torch.from_numpy(self.window.counts)])}
@@ -48,8 +57,8 @@ SCRIPT = """
             Path(sys.argv[1], "answer.json").write_text(json.dumps(answer))
         return write(self, end)
 
-    _Run._write = compared
-    train_vq(TrainVQConfig.model_validate(json.loads(sys.argv[2]) | {"out": Path(sys.argv[1]) / "vq"}), SilentProgress())
+    job._Run._write = compared
+    getattr(job, name)(config, SilentProgress())
 """
 
 
@@ -59,15 +68,15 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def together(tmp_path: Path, processes: int, options: dict[str, object]) -> dict[str, object]:
-    """Train in so many processes; what they compared, and the result."""
+def together(tmp_path: Path, processes: int, options: dict[str, object], job: str = "train_vq") -> dict[str, object]:
+    """Train in so many processes, into ``tmp_path / "out"``; what they compared, and the result."""
     tmp_path.mkdir()
     script = tmp_path / "train.py"
     script.write_text(textwrap.dedent(SCRIPT))
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(processes)}
     started = [
         subprocess.Popen(
-            [sys.executable, str(script), str(tmp_path), json.dumps(options)],
+            [sys.executable, str(script), str(tmp_path), json.dumps(options), job],
             env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
             text=True,
@@ -81,7 +90,7 @@ def together(tmp_path: Path, processes: int, options: dict[str, object]) -> dict
     finally:
         for process in started:
             process.kill()
-    result = json.loads((tmp_path / "vq" / "training.json").read_text())["result"]
+    result = json.loads((tmp_path / "out" / "training.json").read_text())["result"]
     return json.loads((tmp_path / "answer.json").read_text()) | result
 
 
@@ -118,3 +127,41 @@ def test_two_processes_have_one_tokenizer(tmp_path: Path) -> None:
     assert one["counted"] == two["counted"]
     # the same pictures in each step; only what is drawn for dead codes and the order of sums differ
     assert abs(float(str(one["val_psnr"])) - float(str(two["val_psnr"]))) < 1.5
+
+
+def sounds(folder: Path) -> dict[str, object]:
+    """Sixteen recordings of different lengths, and what to do with them."""
+    folder.mkdir()
+    for number in range(16):
+        write_wav(folder / f"{number}.wav", voice(number, 0.4 + 0.1 * number), RATE)
+    return {"inputs": [str(folder)], "batch_size": 8, "crop": 0.5, "val_fraction": 0.2, "threads": 1, "log_every": 4}
+
+
+@pytest.mark.slow
+def test_two_processes_have_one_codec_with_a_grid(tmp_path: Path) -> None:
+    """The grid lies where the frames of both say, and the run is that of one process: only sums have another order."""
+    options = sounds(tmp_path / "in") | {"overrides": GRID, "steps": 10, "quantize_from": 0.2, "ema": 0.9}
+    two = together(tmp_path / "two", 2, options, "train_codec")
+    assert two["size"] == 2
+    assert two["different"] == []
+    assert two["counted"] == 8 * 8 * 125  # codes of both processes, from the third step on
+    one = together(tmp_path / "one", 1, options, "train_codec")
+    assert one["counted"] == two["counted"]
+    first, second = (load_audio_tokenizer(tmp_path / name / "out").weights() for name in ("one", "two"))
+    assert first.keys() == second.keys()
+    assert float(first["grid"][1].min()) > 1e-3  # it was laid
+    apart = max((float((tensor - second[name]).abs().max()), name) for name, tensor in first.items())
+    assert apart[0] < 1e-3, apart
+    assert float(str(one["val_mel_distance"])) == pytest.approx(float(str(two["val_mel_distance"])), rel=1e-2)
+    norms = [json.loads((tmp_path / name / "out" / "metrics.jsonl").read_text().splitlines()[-1]) for name in ("one", "two")]
+    assert norms[0]["grad_norm"] == pytest.approx(norms[1]["grad_norm"], rel=0.1)  # it would be half
+
+
+@pytest.mark.slow
+def test_two_processes_have_one_codec_with_tables(tmp_path: Path) -> None:
+    """Four losses balanced, a discriminator, tables whose dead vectors are replaced, two parts each: everything equal."""
+    options = sounds(tmp_path / "in") | {"overrides": TINY | {"quantizer.codebook_size": 64}, "steps": 10, "gan_start": 0.3}
+    two = together(tmp_path / "two", 2, options | {"accumulate": 2, "books": [1, 3], "ema": 0.9}, "train_codec")
+    assert two["size"] == 2
+    assert two["different"] == []
+    assert two["counted"] == 9 * 8 * 125 * 3

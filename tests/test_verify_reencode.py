@@ -16,7 +16,7 @@ from shard_corpus import write_corpus, write_tokenizers
 
 from tokkit.cli.main import app
 from tokkit.errors import DataError, UsageError
-from tokkit.pipelines import reencode as job
+from tokkit.pipelines import reencode_tokens as job
 from tokkit.pipelines.progress import SilentProgress
 from tokkit.pipelines.reencode import draw
 from tokkit.pipelines.shard import ShardConfig, shard

@@ -88,12 +88,7 @@ def read(ids: Ints, vocabulary: UnifiedVocabulary, layout: AudioLayout, delays: 
     Raises:
         MisplacedCodeError: :func:`write` cannot have made them.
     """
-    owner = vocabulary.owners(ids)
-    book = np.full(len(ids), -1, dtype=np.int64)
-    for k, block in enumerate(vocabulary.codebooks("audio")):
-        book[owner == vocabulary.blocks.index(block)] = k
-    pad = book < 0
-    book[pad] = vocabulary.codes(ids[pad])
+    book, pad = _owners(ids, vocabulary)
     if book[0] != 0:
         raise MisplacedCodeError(0, "audio codebook 0")
     books = _books(book, pad, layout)
@@ -118,6 +113,60 @@ def read(ids: Ints, vocabulary: UnifiedVocabulary, layout: AudioLayout, delays: 
     codes = np.empty((books, frames), dtype=np.int32)
     codes[wanted_book[~pad], frame[~pad]] = vocabulary.codes(ids[~pad])
     return codes
+
+
+def read_steps(
+    ids: Ints, vocabulary: UnifiedVocabulary, layout: AudioLayout, delays: Sequence[int], *, begins: bool, ends: bool
+) -> Ids:
+    """Ids [n] of some of a sound's frames, or with ``delay`` steps, as int32 [K, S], -1 for pads; not of ``book_major``.
+
+    Args:
+        begins, ends: whether they have its first and its last step.
+
+    Raises:
+        MisplacedCodeError: they are no stretch of a sound from one frame's begin to another's end.
+    """
+    book, pad = _owners(ids, vocabulary)
+    books = _books(book, pad, layout)
+    wrong = np.flatnonzero(book != np.arange(len(ids)) % books)
+    if wrong.size or len(ids) % books:
+        place = int(wrong[0]) if wrong.size else len(ids)
+        raise MisplacedCodeError(place, f"audio codebook {place % books}")
+    if layout == "delay" and delays and books > len(delays):
+        raise MisplacedCodeError(len(delays), "audio codebook 0")
+    place = _misplaced_pad(pad.reshape(-1, books), np.array(delay_of(delays, books)), begins, ends) if layout == "delay" else -1
+    if place >= 0:
+        what = "audio codebook" if pad[place] else "pad of audio codebook"
+        raise MisplacedCodeError(place, f"{what} {place % books}")
+    codes = np.where(pad, -1, vocabulary.codes(ids)).astype(np.int32)
+    return np.ascontiguousarray(codes.reshape(-1, books).T)
+
+
+def _misplaced_pad(pad: npt.NDArray[np.bool_], late: Ints, begins: bool, ends: bool) -> int:
+    """The first place where ``pad`` [S, K] is that of no S steps in a row of any sound with these delays; -1 where it is."""
+    steps, longest = len(pad), int(late.max())
+    step, place = np.arange(steps)[:, None], 0
+    for before in range(1 if begins else longest + 1):  # steps of the sound before these; the most stands for all more
+        for behind in range(1 if ends else longest + 1):
+            if before < longest and behind < longest and before + steps + behind <= longest:
+                continue  # so few steps have no frame
+            wanted = (before + step < late) | (steps - 1 - step + behind < longest - late)
+            wrong = np.flatnonzero(wanted != pad)
+            if not wrong.size:
+                return -1
+            place = max(place, int(wrong[0]))
+    return place
+
+
+def _owners(ids: Ints, vocabulary: UnifiedVocabulary) -> tuple[Ints, npt.NDArray[np.bool_]]:
+    """Of each id the codebook, and whether it is that one's pad."""
+    owner = vocabulary.owners(ids)
+    book = np.full(len(ids), -1, dtype=np.int64)
+    for k, block in enumerate(vocabulary.codebooks("audio")):
+        book[owner == vocabulary.blocks.index(block)] = k
+    pad = book < 0
+    book[pad] = vocabulary.codes(ids[pad])
+    return book, pad
 
 
 def _books(book: Ints, pad: npt.NDArray[np.bool_], layout: AudioLayout) -> int:

@@ -58,9 +58,24 @@ class Text:
 
     Attributes:
         loss: whether a trainer should learn to predict it; False for what is only given, such as a question.
+        continues: whether its ids are those that it has behind the text before it, which is only given; else it is encoded by
+            itself.
     """
 
     text: str
+    loss: bool = True
+    continues: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialToken:
+    """A special token of the text tokenizer, by its name (``<|im_end|>``): its own id, which no text has.
+
+    Attributes:
+        loss: as in :class:`Text`.
+    """
+
+    name: str
     loss: bool = True
 
 
@@ -121,9 +136,9 @@ class Audio(Media):
         return b"" if not self.start and self.seconds is None else f"segment {self.start!r} {self.seconds!r} ".encode()
 
 
-Segment = Text | Image | Audio
+Segment = Text | SpecialToken | Image | Audio
 
-MODALITY_OF = {Text: "text", Image: "image", Audio: "audio"}
+MODALITY_OF = {Text: "text", SpecialToken: "text", Image: "image", Audio: "audio"}
 
 
 def modality_of(segment: Segment) -> str:
@@ -170,8 +185,8 @@ class Document:
         """
         digest = hashlib.sha256()
         for segment in self.segments:
-            body = segment.text.encode("utf-8", "surrogatepass") if isinstance(segment, Text) else segment.hash.encode("ascii")
-            kind = modality_of(segment) if segment.loss else f"given-{modality_of(segment)}"
+            kind, body = _said(segment)
+            kind = kind if segment.loss else f"given-{kind}"
             digest.update(b"%b:%d:%b" % (kind.encode("ascii"), len(body), body))
         return digest.hexdigest()[:32]
 
@@ -179,3 +194,12 @@ class Document:
         """A number in [0, 1) that depends only on the content hash and on ``what`` (a seed and the choice's name)."""
         digest = hashlib.sha256("\x1f".join([self.hash, *map(str, what)]).encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _said(segment: Segment) -> tuple[str, bytes]:
+    """The kind of a segment, and what it says."""
+    if isinstance(segment, SpecialToken):
+        return "special", segment.name.encode("utf-8", "surrogatepass")
+    if isinstance(segment, Text):
+        return "text", segment.text.encode("utf-8", "surrogatepass")
+    return modality_of(segment), segment.hash.encode("ascii")

@@ -30,6 +30,20 @@ class UsageError(TokkitError):
     exit_code = EXIT_USAGE
 
 
+class MediaTooLongError(UsageError):
+    """Documents have media that are longer than the sequences that are asked for.
+
+    Attributes:
+        problem: the message without what to do about it.
+        needs: a length of sequence that would hold them.
+    """
+
+    def __init__(self, problem: str, needs: int, way_out: str) -> None:
+        self.problem = problem
+        self.needs = needs
+        super().__init__(f"{problem}. {way_out}")
+
+
 class ConfigError(UsageError):
     """A configuration with one or more invalid entries, all of them listed.
 

@@ -35,7 +35,7 @@ from types import MappingProxyType, ModuleType
 
 import numpy as np
 
-from tokkit.documents import Audio, Document, Failure, Image, Media, Outcome, Segment, Text
+from tokkit.documents import Audio, Document, Failure, Image, Media, Outcome, Segment, SpecialToken, Text
 from tokkit.errors import TransientError
 
 ERROR = "filter-error"  # the reason of a document at which a function fails
@@ -220,6 +220,9 @@ def _sound(segments: object) -> Sequence[Segment]:
         if isinstance(segment, Text):
             if not isinstance(segment.text, str):
                 raise _AnswerError(f"the text of a segment is a {type(segment.text).__name__}")
+        elif isinstance(segment, SpecialToken):
+            if not isinstance(segment.name, str):
+                raise _AnswerError(f"the name of a special token is a {type(segment.name).__name__}")
         elif not isinstance(segment, Image | Audio):
             raise _AnswerError(f"one of its segments is a {type(segment).__name__}, not a Text, Image or Audio")
         elif not (segment.data is None or isinstance(segment.data, bytes)) or not isinstance(segment.ref, str):

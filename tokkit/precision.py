@@ -13,9 +13,9 @@ No kernel is ever chosen by timing (``cudnn.benchmark``): the choice, and so the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tokkit.errors import UsageError
 
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "tf32", "fp16"]
 Acceleration = Literal["none", "compile", "graphs"]  # see tokkit.tokenizers.image.bulk
+
+SHAPES = 1024  # that a network may be compiled for; torch would give up after 8, and go on with another arithmetic
+
+# Inductor would choose among launch configurations by timing them.
+INDUCTOR = {"triton.autotune_pointwise": False}
 
 
 @contextmanager
@@ -46,3 +51,19 @@ def check_precision(precision: Precision, device: torch.device) -> None:
     """Raise UsageError where a device has no such precision."""
     if precision == "tf32" and device.type != "cuda":
         raise UsageError(f"--precision tf32 needs an NVIDIA GPU; on {device.type} it would be fp32")
+
+
+def check_acceleration(acceleration: Acceleration, device: torch.device) -> None:
+    """Raise UsageError where a device has nothing of the kind."""
+    if acceleration == "graphs" and device.type != "cuda":
+        raise UsageError(f"--acceleration graphs needs an NVIDIA GPU, not {device.type}")
+
+
+def compiled(network: Callable[..., Any]) -> Any:
+    """A network through ``torch.compile``, once for each shape and without autotuning."""
+    import torch
+
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, SHAPES)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, SHAPES)
+    return torch.compile(network, dynamic=False, options=dict(INDUCTOR))

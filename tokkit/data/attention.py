@@ -11,7 +11,8 @@ SDPA, any model     :func:`dense_mask`: bool [B, 1, L, L]; quadratic in L, so fo
 FlexAttention       :func:`mask_mod`: for ``torch.nn.attention.flex_attention.create_block_mask``
 FlashAttention      :func:`varlen`: the batch as one row of B * L tokens with ``cu_seqlens``; torch's ``varlen_attn`` too
 Transformers        :func:`flash_attention_kwargs`: the same under the names that its models take
-Megatron            :func:`thd`: the same under the names of ``PackedSeqParams``
+Megatron            :func:`thd`: the same under the names of ``PackedSeqParams``; with context parallelism of a batch made by
+                    :mod:`tokkit.data.aligned`, and then with its padded borders
 ==================  ====================================================================================================
 """
 
@@ -43,8 +44,11 @@ class Varlen(NamedTuple):
 def with_dense_fields(batch: Batch) -> Row:
     """A batch of ``PackedDataset(..., dense=False)`` with the fields that follow from its borders, made where it lies.
 
-    ``segment_ids``, ``position_ids`` and ``loss_mask`` are those that the dataset would have made itself.
+    ``segment_ids``, ``position_ids`` and ``loss_mask`` are those that the dataset would have made itself; a batch that has them
+    keeps its own.
     """
+    if "segment_ids" in batch:
+        return dict(batch)
     borders, number = batch["cu_seqlens"].long(), batch["num_segments"].long()[:, None]
     places = torch.arange(batch["input_ids"].shape[1], device=borders.device).expand_as(batch["input_ids"])
     segment = torch.searchsorted(borders[:, 1:].contiguous(), places.contiguous(), right=True)
@@ -133,12 +137,19 @@ def flash_attention_kwargs(batch: Batch) -> dict[str, Any]:
 
 
 def thd(batch: Batch) -> dict[str, Any]:
-    """Keyword arguments of Megatron's ``PackedSeqParams``, the batch as one row of B * L tokens."""
+    """Keyword arguments of Megatron's ``PackedSeqParams``, the batch as one row of B * L tokens.
+
+    Of an aligned batch (:func:`tokkit.data.aligned.align`) ``cu_seqlens_q`` are sums of the segments' own lengths,
+    ``cu_seqlens_q_padded`` says where they stand, and ``max_seqlen_q`` counts places, for Megatron makes its rotary embedding
+    of as many positions.
+    """
     borders = varlen(batch)
-    return {
+    real, padded = batch.get("cu_seqlens_real", borders.cu_seqlens), batch.get("cu_seqlens_padded")
+    found = {
         "qkv_format": "thd",
-        "cu_seqlens_q": borders.cu_seqlens,
-        "cu_seqlens_kv": borders.cu_seqlens,
+        "cu_seqlens_q": real,
+        "cu_seqlens_kv": real,
         "max_seqlen_q": borders.max_seqlen,
         "max_seqlen_kv": borders.max_seqlen,
     }
+    return found if padded is None else {**found, "cu_seqlens_q_padded": padded, "cu_seqlens_kv_padded": padded}

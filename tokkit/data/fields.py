@@ -61,17 +61,31 @@ def _segments(lengths: npt.NDArray[np.int32], offsets: Array, segment_ids: Ids, 
     for row in range(offsets.size - 1):
         at = 0
         for i in range(offsets[row], offsets[row + 1]):
-            number = i - offsets[row] + 1
-            for t in range(lengths[i]):
-                segment_ids[row, at + t] = number
-                position_ids[row, at + t] = t
-                loss[row, at + t] = 1
-            at += lengths[i]
-            loss[row, at - 1] = 0
-        for t in range(at, loss.shape[1]):
-            segment_ids[row, t] = 0
-            position_ids[row, t] = t - at
-            loss[row, t] = 0
+            end = at + lengths[i]
+            segment_ids[row, at:end] = i - offsets[row] + 1
+            loss[row, at : end - 1] = 1
+            loss[row, end - 1] = 0
+            _count_up(position_ids[row, at:end])
+            at = end
+        segment_ids[row, at:] = 0
+        loss[row, at:] = 0
+        _count_up(position_ids[row, at:])
+
+
+@nb.njit(cache=True, nogil=True)
+def _count_up(out: Ids) -> None:
+    """0, 1, 2, ...; a loop over one array alone becomes vector instructions."""
+    for t in range(out.size):
+        out[t] = t
+
+
+@nb.njit(cache=True, nogil=True)
+def inside(numbers: Array, size: int) -> bool:
+    """Whether all of these are in 0..size - 1."""
+    right = True
+    for number in numbers:
+        right &= 0 <= number < size
+    return right
 
 
 @nb.njit(cache=True, nogil=True)

@@ -50,7 +50,8 @@ from tokkit.data.fields import IGNORED, MODALITY_IDS
 from tokkit.data.shuffle import GroupedOrder, Permutation, Slots
 from tokkit.data.tables import Tables
 from tokkit.errors import DataError
-from tokkit.packing.rows import PackedRows, TokenFiles, gather_ids, load_rows
+from tokkit.packing.gather import TokenFiles, gather_ids, gather_packs
+from tokkit.packing.rows import PackedRows, load_rows, read_rows
 from tokkit.packing.split import Pieces
 from tokkit.packing.store import StoredPlan, load_plan, pack_folder
 from tokkit.shards.native import TokenShards, open_shards
@@ -138,6 +139,7 @@ class PackedDataset(Dataset[Row]):
                 raise ValueError("labels and loss_on need the dense fields")
             self._modality_ids, self._cu_seqlens = False, True
         self._dense = dense
+        self._lean = not (dense or redraw or segments or images or provenance)
         if labels not in (None, "shifted", "hf"):
             raise ValueError(f"labels {labels!r}; one of None, 'shifted' and 'hf'")
         self._loss_on = None if loss_on is None else tuple(sorted(set(loss_on)))
@@ -201,6 +203,16 @@ class PackedDataset(Dataset[Row]):
         return self._seq_len
 
     @property
+    def pad_id(self) -> int:
+        """What rows are padded with."""
+        return self._opened.pad_id
+
+    @property
+    def align(self) -> int:
+        """Each piece of the plan has room for a multiple of so many places (:mod:`tokkit.data.aligned`)."""
+        return self._opened.plan.record.align
+
+    @property
     def sources(self) -> list[str]:
         """Names of the sources, by the number that ``segments_source`` gives."""
         return self._opened.tables.sources[0]
@@ -243,23 +255,32 @@ class PackedDataset(Dataset[Row]):
             return opened.plan.packs(packs)
         assert self.seed is not None  # or there would be no slots
         bounds = opened.plan.pack_offsets
-        slots = [range(int(bounds[pack]), int(bounds[pack + 1])) for pack in packs]
-        drawn = [opened.slots.draw(slot, self.seed, self.epoch) for own in slots for slot in own]
-        return opened.plan.pieces.take(np.array(drawn, dtype=np.int64)), np.cumsum([0, *map(len, slots)])
+        slots = [np.arange(bounds[pack], bounds[pack + 1]) for pack in packs]
+        drawn = opened.slots.draw(np.concatenate(slots), self.seed, self.epoch)
+        return opened.plan.pieces.take(drawn), np.cumsum([0, *map(len, slots)])
 
     def __getitem__(self, index: int) -> Row:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> Rows:
         """Several items at once, which is faster than one by one; torch's DataLoader asks for a batch's items so."""
-        found = self._fields([self.pack_index(n) for n in indices])
-        return Rows({name: torch.from_numpy(array) for name, array in found.items()}, len(indices))
+        numbers, order = np.asarray(indices, dtype=np.int64), self._opened.order
+        packs = numbers if order is None else order.take(numbers)
+        if self._lean:
+            try:
+                return Rows(self._lean_batch(packs), len(packs))
+            except IndexError:
+                pass  # one counted from the end, or none
+        if not fields.inside(packs, self._length):
+            packs = np.array([self.pack_index(n) for n in indices], dtype=np.int64)
+        found = self._fields(packs)
+        return Rows({name: torch.from_numpy(array) for name, array in found.items()}, len(packs))
 
-    def _fields(self, packs: Sequence[int]) -> dict[str, npt.NDArray[np.generic]]:
+    def _fields(self, packs: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[np.generic]]:
         """All fields of these packs, [R, ...], and the tables of what is in them."""
         opened, offsets, pieces, found = self._dense_fields(packs)
         if self._provenance:
-            found["pack_index"] = np.array(packs, dtype=np.int64)
+            found["pack_index"] = packs
             found["epoch"] = np.full(len(packs), self.epoch, dtype=np.int32)
             plan = int.from_bytes(bytes.fromhex(self.plan_digest[:16]), "big", signed=True)
             found["plan_id"] = np.full(len(packs), plan, dtype=np.int64)
@@ -270,12 +291,24 @@ class PackedDataset(Dataset[Row]):
             found |= opened.tables.images(pieces, offsets)
         return found
 
+    def _lean_batch(self, packs: npt.NDArray[np.int64]) -> Row:
+        """Tokens and borders alone, which need no list of pieces."""
+        opened, count = self._opened, len(packs)
+        ids = np.empty((count, self._seq_len), dtype=np.int32)
+        borders, numbers = np.empty((count, self._max_pieces + 2), dtype=np.int32), np.empty(count, dtype=np.int32)
+        if opened.rows is not None:
+            read_rows(opened.plan, opened.rows, packs, ids, borders, numbers)
+        else:
+            gather_packs(opened.files, opened.plan, packs, opened.pad_id, ids, borders, numbers)
+        tensor = torch.from_numpy
+        return {"input_ids": tensor(ids), "cu_seqlens": tensor(borders), "num_segments": tensor(numbers)}
+
     def _dense_fields(
-        self, packs: Sequence[int]
+        self, packs: npt.NDArray[np.int64]
     ) -> tuple[_Opened, npt.NDArray[np.int64], Pieces, dict[str, npt.NDArray[np.generic]]]:
         """What is open, where each pack begins in the pieces, these, and the fields [R, ...]."""
         opened, seq_len = self._opened, self._seq_len
-        pieces, offsets = self._pieces(opened, np.asarray(packs, dtype=np.int64))
+        pieces, offsets = self._pieces(opened, packs)
         if not fields.fit(pieces.length, offsets, seq_len):
             raise DataError(f"{opened.plan.folder} is damaged: a pack is empty or does not fit into a sequence")
         ids = self._tokens(opened, packs, pieces, offsets)
@@ -300,11 +333,11 @@ class PackedDataset(Dataset[Row]):
         return opened, offsets, pieces, found
 
     def _tokens(
-        self, opened: _Opened, packs: Sequence[int], pieces: Pieces, offsets: npt.NDArray[np.int64]
+        self, opened: _Opened, packs: npt.NDArray[np.int64], pieces: Pieces, offsets: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.int32]:
         """``input_ids`` [R, L]."""
         if opened.rows is not None:
-            return opened.rows.tokens[np.asarray(packs, dtype=np.int64)].astype(np.int32)
+            return opened.rows.tokens[packs].astype(np.int32)
         out = np.empty((len(packs), self._seq_len), dtype=np.int32)
         gather_ids(opened.files, pieces, offsets, out, opened.pad_id)
         return out
@@ -315,7 +348,6 @@ class Rows(Sequence[Row]):
 
     def __init__(self, batch: Row, count: int) -> None:
         self.batch, self._count = batch, count
-        self._tables = [name for name in batch if name.startswith(TABLES)]
 
     def __len__(self) -> int:
         return self._count
@@ -329,8 +361,6 @@ class Rows(Sequence[Row]):
             return [self[n] for n in range(*index.indices(self._count))]
         if not -self._count <= index < self._count:
             raise IndexError(f"row {index} of {self._count}")
-        if not self._tables:
-            return {name: values[index] for name, values in self.batch.items()}
         return {name: self._lines(name, index % self._count) for name in self.batch}
 
     def _lines(self, name: str, row: int) -> torch.Tensor:

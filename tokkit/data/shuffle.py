@@ -10,24 +10,65 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 
+import numba as nb
 import numpy as np
 import numpy.typing as npt
 
 from tokkit.packing.kernels import histogram, order_by_length
 
-ROUNDS = 6  # an even number; four pass the usual tests, two more cost a microsecond
-_MASK = (1 << 64) - 1
+ROUNDS = 6  # an even number; four pass the usual tests
+
+Array = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.int32]
+Keys = npt.NDArray[np.uint64]
 
 
-def _mix(value: int) -> int:
+@nb.njit(cache=True, nogil=True)
+def _mix(value: np.uint64) -> np.uint64:
     """A 64-bit finaliser (the constants of splitmix64)."""
-    value = (value + 0x9E3779B97F4A7C15) & _MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
+    value += np.uint64(0x9E3779B97F4A7C15)
+    value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return value ^ (value >> np.uint64(31))
+
+
+@nb.njit(cache=True, nogil=True)
+def _element(index: int, n: int, size_a: int, size_b: int, keys: Keys) -> int:
+    """Element ``index`` of a permutation of ``n``."""
+    number = np.uint64(index)
+    many_a, many_b = np.uint64(size_a), np.uint64(size_b)
+    while True:
+        a, b = number // many_b, number % many_b
+        for r in range(0, ROUNDS, 2):
+            a = (a + _mix(b ^ keys[r]) % many_a) % many_a
+            b = (b + _mix(a ^ keys[r + 1]) % many_b) % many_b
+        number = a * many_b + b
+        if number < np.uint64(n):
+            return int(np.int64(number))
+
+
+@nb.njit(cache=True, nogil=True)
+def _elements(indices: Array, n: int, size_a: int, size_b: int, keys: Keys) -> Array:
+    """Several; -1 for an index that is none."""
+    found = np.empty(indices.size, dtype=np.int64)
+    for i in range(indices.size):
+        inside = 0 <= indices[i] < n
+        found[i] = _element(indices[i], n, size_a, size_b, keys) if inside else -1
+    return found
+
+
+def _sides(n: int) -> tuple[int, int]:
+    """A and B."""
+    size_a = math.isqrt(max(n - 1, 0)) + 1
+    return size_a, max(-(-n // size_a), 1)
+
+
+def _keys(seed: int, epoch: int) -> Keys:
+    """uint64 [ROUNDS]."""
+    digest = hashlib.sha512(f"tokkit-permutation-1:{seed}:{epoch}".encode("ascii")).digest()
+    return np.frombuffer(digest[: 8 * ROUNDS], dtype="<u8").astype(np.uint64)
 
 
 class Permutation:
@@ -42,10 +83,7 @@ class Permutation:
         if n < 0:
             raise ValueError(f"a permutation of {n} elements")
         self.n, self.seed, self.epoch = n, seed, epoch
-        self._a = math.isqrt(max(n - 1, 0)) + 1
-        self._b = max(-(-n // self._a), 1)
-        digest = hashlib.sha512(f"tokkit-permutation-1:{seed}:{epoch}".encode("ascii")).digest()
-        self._keys = [int.from_bytes(digest[8 * r : 8 * r + 8], "little") for r in range(ROUNDS)]
+        self._settings = n, *_sides(n), _keys(seed, epoch)
 
     def __len__(self) -> int:
         return self.n
@@ -54,15 +92,11 @@ class Permutation:
         """Element ``index``, 0 <= index < n; IndexError outside."""
         if not 0 <= index < self.n:
             raise IndexError(f"element {index} of a permutation of {self.n}")
-        size_a, size_b = self._a, self._b
-        while True:
-            a, b = divmod(index, size_b)
-            for r in range(0, ROUNDS, 2):
-                a = (a + _mix(b ^ self._keys[r])) % size_a
-                b = (b + _mix(a ^ self._keys[r + 1])) % size_b
-            index = a * size_b + b
-            if index < self.n:
-                return index
+        return int(_element(index, *self._settings))
+
+    def take(self, indices: Array) -> Array:
+        """Several elements, int64; -1 where there is none of that index."""
+        return _elements(indices, *self._settings)
 
 
 class GroupedOrder:
@@ -96,21 +130,46 @@ class GroupedOrder:
             self._number, self._elements = number, self._sorted(number)
         return int(self._elements[within])
 
+    def take(self, indices: Array) -> Array:
+        """Several elements, int64; -1 where there is none of that index."""
+        return np.array([self[n] if 0 <= n < len(self) else -1 for n in indices.tolist()], dtype=np.int64)
+
     def _sorted(self, number: int) -> npt.NDArray[np.int64]:
         first = number * self._window
-        elements = np.array([self._order[n] for n in range(first, min(first + self._window, len(self)))], dtype=np.int64)
+        elements = self._order.take(np.arange(first, min(first + self._window, len(self)), dtype=np.int64))
         elements = elements[np.lexsort((elements, self._costs[elements]))]
         whole = len(elements) // self._group
         drawn = Permutation(whole, self._order.seed, self._order.epoch * 1_000_003 + number)
-        groups = elements[: whole * self._group].reshape(whole, self._group)[[drawn[n] for n in range(whole)]]
+        groups = elements[: whole * self._group].reshape(whole, self._group)[drawn.take(np.arange(whole, dtype=np.int64))]
         return np.concatenate([groups.reshape(-1), elements[whole * self._group :]])
 
 
-@lru_cache(maxsize=4096)
-def _of_length(count: int, seed: int, epoch: int, length: int) -> Permutation:
-    """The permutation of the pieces of one length."""
+def _keys_of_length(seed: int, epoch: int, length: int) -> Keys:
+    """Of the permutation of the pieces of one length."""
     digest = hashlib.sha256(f"tokkit-redraw-1:{seed}:{length}".encode("ascii")).digest()
-    return Permutation(count, int.from_bytes(digest[:8], "little"), epoch)
+    return _keys(int.from_bytes(digest[:8], "little"), epoch)
+
+
+@nb.njit(cache=True, nogil=True)
+def _draw(
+    slots: Array,
+    order: npt.NDArray[np.integer],
+    rank: npt.NDArray[np.integer],
+    first: Array,
+    lengths: Ids,
+    sides: Array,
+    keys: Keys,
+) -> Array:
+    found = np.empty(slots.size, dtype=np.int64)
+    for i in range(slots.size):
+        length = lengths[slots[i]]
+        begin, count = first[length], first[length + 1] - first[length]
+        if count == 1:
+            found[i] = slots[i]
+        else:
+            within = np.int64(rank[slots[i]]) - begin
+            found[i] = order[begin + _element(within, count, sides[length, 0], sides[length, 1], keys[length])]
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,12 +181,14 @@ class Slots:
         rank: int64 [N], where each piece stands in ``order``.
         first: int64 [seq_len + 2], where each length begins in ``order``.
         lengths: int32 [N], of the pieces.
+        drawn: what draws of an epoch have in common, kept.
     """
 
     order: npt.NDArray[np.int64]
     rank: npt.NDArray[np.int64]
     first: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int32]
+    drawn: dict[tuple[int, int], tuple[Array, Keys]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, lengths: npt.NDArray[np.int32]) -> Slots:
@@ -139,10 +200,19 @@ class Slots:
         rank[order] = np.arange(len(order))
         return cls(order, rank, np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)]), lengths)
 
-    def draw(self, slot: int, seed: int, epoch: int) -> int:
-        """The piece that stands in an epoch where ``slot`` stands in the plan: one of the same length, each exactly once."""
-        length = int(self.lengths[slot])
-        first, count = int(self.first[length]), int(self.first[length + 1] - self.first[length])
-        if count == 1:
-            return slot
-        return int(self.order[first + _of_length(count, seed, epoch, length)[int(self.rank[slot]) - first]])
+    def draw(self, slots: Array, seed: int, epoch: int) -> Array:
+        """The pieces that stand in an epoch where ``slots`` stand in the plan: of the same lengths, each exactly once."""
+        sides, keys = self._tables(seed, epoch)
+        for length in np.unique(self.lengths[slots]).tolist():
+            if not sides[length, 0]:
+                keys[length] = _keys_of_length(seed, epoch, length)
+                sides[length] = _sides(int(self.first[length + 1] - self.first[length]))
+        return _draw(slots, self.order, self.rank, self.first, self.lengths, sides, keys)
+
+    def _tables(self, seed: int, epoch: int) -> tuple[Array, Keys]:
+        """By length A, B and the keys of its permutation, zeros where not asked for so far; of one epoch at a time."""
+        if (seed, epoch) not in self.drawn:
+            self.drawn.clear()
+            lengths = len(self.first)
+            self.drawn[seed, epoch] = np.zeros((lengths, 2), dtype=np.int64), np.zeros((lengths, ROUNDS), dtype=np.uint64)
+        return self.drawn[seed, epoch]

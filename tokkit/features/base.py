@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from tokkit.precision import Acceleration, Precision
+
 Modality = Literal["image", "audio"]
 ViewKind = Literal["whole", "base", "tile", "thumbnail", "window"]
 Tiling = Literal["none", "anyres", "internvl", "native", "llama"]
@@ -188,6 +190,20 @@ class FeatureOptions(_Part):
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
             raise ValueError(f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}")
         return self
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How the network is run. None of it is meant to change the features, so none of it is in the fingerprint.
+
+    Attributes:
+        precision: of the arithmetic (:mod:`tokkit.precision`); other than fp32 only for features that are to be float32's.
+        acceleration: ``compile``: each block goes through ``torch.compile``, once for each shape, without autotuning;
+            ``graphs``: each shape's launches are recorded once as a CUDA graph and replayed.
+    """
+
+    precision: Precision = "fp32"
+    acceleration: Acceleration = "none"
 
 
 class FeatureEncoder(Protocol):

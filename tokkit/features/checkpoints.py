@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokkit.errors import DataError, TransientError, UsageError
+from tokkit.errors import DataError, UsageError
+from tokkit.hub import fetch, may_be_named
 
 HINT = "encoders need transformers: pip install 'tokkit[features]'"
-PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt", "README.md", "LICENSE*")  # of a repository on the hub
 
 
 def resolve(source: str | Path, allow_download: bool) -> Path:
@@ -33,34 +33,11 @@ def resolve(source: str | Path, allow_download: bool) -> Path:
     folder = Path(source)
     if folder.is_dir():
         return folder
-    name = str(source)
     if folder.exists():
         raise UsageError(f"{source}: an encoder is a folder with config.json and its weights, not a file")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not may_be_named(source):
         raise UsageError(f"{source}: no such folder")
-    if not allow_download:
-        raise UsageError(
-            f"{source}: no such folder; a model of that name on the Hugging Face hub is fetched only where that is allowed"
-        )
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import RepositoryNotFoundError
-    except ImportError:
-        raise UsageError(HINT) from None
-    try:
-        fetched = Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
-        if not any(fetched.glob("*.safetensors")):  # older models have pickled weights only
-            snapshot_download(name, revision=fetched.name, allow_patterns=["pytorch_model*.bin"])
-        return fetched
-    except RepositoryNotFoundError:
-        raise UsageError(f"{source}: the Hugging Face hub has no public model of that name") from None
-    except (OSError, ValueError) as error:
-        raise TransientError(f"{source}: could not be fetched from the Hugging Face hub: {error}") from None
-
-
-def name_of(source: str | Path, folder: Path) -> str:
-    """What a manifest calls a model: the folder's name, or the hub's with the revision that was fetched; never a path."""
-    return folder.resolve().name if folder == Path(source) else f"{source}@{folder.name}"
+    return fetch(str(source), allow_download, HINT)
 
 
 def read_config(folder: Path) -> Any:

@@ -6,7 +6,8 @@ as float32 and laid out. See :mod:`tokkit.features.base` for what it promises.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,12 +27,14 @@ from tokkit.features.base import (
     PixelShuffle,
     Prepared,
     Resampler,
+    RunOptions,
 )
 from tokkit.features.layout import Arrangement, arrange, arrange_anyres
 from tokkit.features.mel import AudioPreparer
 from tokkit.features.preprocessing import ImagePreparer
 from tokkit.features.reductions import reduce, reduced_dim, reduced_grid
 from tokkit.features.resamplers import LearnedResampler
+from tokkit.features.runner import Fetched, TowerRunner
 from tokkit.features.slots import steady
 from tokkit.features.tilings import Size
 from tokkit.features.towers import Encoded, LlamaTower, QwenTower, Tower, Unit
@@ -63,11 +66,47 @@ class PicturePreparer(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    """A batch on its way back: the items whose units are in it, their tokens, and their pooled embeddings."""
+
+    numbers: list[int]
+    tokens: Fetched | list[list[Fetched]]
+    pooled: Fetched | None
+
+    def fetched(self) -> list[Fetched]:
+        """All that is on its way."""
+        tokens = [self.tokens] if isinstance(self.tokens, Fetched) else [view for views in self.tokens for view in views]
+        return tokens if self.pooled is None else [*tokens, self.pooled]
+
+    def views(self) -> list[list[NDArray[np.float32]]]:
+        """For each unit the tokens of its views."""
+        if isinstance(self.tokens, Fetched):
+            return [[tokens.copy()] for tokens in self.tokens.array()[: len(self.numbers)]]
+        return [[view.array() for view in views] for views in self.tokens]
+
+
+class PendingFeatures:
+    """Items that are under way."""
+
+    def __init__(self, batches: Sequence[_Batch], gather: Callable[[], list[ItemFeatures]]) -> None:
+        self._batches, self._gather = batches, gather
+
+    def ready(self) -> bool:
+        """Whether :meth:`features` would not wait."""
+        return all(one.ready() for batch in self._batches for one in batch.fetched())
+
+    def features(self) -> list[ItemFeatures]:
+        """Features of each item, in order; waits for them. May be asked for once."""
+        return self._gather()
+
+
 class TowerEncoder:
     """Implements :class:`tokkit.features.base.FeatureEncoder` over a tower.
 
     Args:
         about: what a manifest says of the model besides options: name, family, licence, digest of the weights, layers.
+        run: how the network is run.
 
     Raises:
         UsageError: options that do not go together, or that this encoder does not have.
@@ -80,11 +119,13 @@ class TowerEncoder:
         options: FeatureOptions,
         about: dict[str, Any],
         resampler: LearnedResampler | None = None,
+        run: RunOptions | None = None,
     ) -> None:
         self.tower, self.preparer, self.options, self.resampler = tower, preparer, options, resampler
         self._steps = tuple(step for step in options.reductions if not isinstance(step, Resampler))
         self._steady: dict[int, int] = {}
         self._check()
+        self._runner = TowerRunner(tower, run or RunOptions())
         self._about = about
         self._fingerprint = fingerprint_of({"code": CODE_VERSION, **self._identity()})
 
@@ -174,18 +215,36 @@ class TowerEncoder:
         The model sees batches of exactly ``batch_size`` views, or of the half, the quarter, ... of it where only in these an
         item comes out the same in every slot (:mod:`tokkit.features.slots`). This is found out at the first batch of a size.
         """
+        return self.begin(items, batch_size).features()
+
+    @property
+    def places(self) -> int:
+        """How often :meth:`begin` may be called before what the first gave is waited for."""
+        return self._runner.places
+
+    def begin(self, items: Sequence[Prepared], batch_size: int) -> PendingFeatures:
+        """Send items on their way, as :meth:`encode` does; on a GPU this returns as soon as the work is queued."""
         units = [(number, unit) for number, item in enumerate(items) for unit in self.tower.units(item)]
         slots = self._slots(self.tower.units_per_batch(batch_size), units[0][1]) if units else 1
-        views: list[list[NDArray[np.float32]]] = [[] for _ in items]
-        pooled: list[list[NDArray[np.float32]]] = [[] for _ in items]
+        batches: list[_Batch] = []
         for start in range(0, len(units), slots):
             chunk = units[start : start + slots]
-            with torch.autocast(self.tower.device.type, enabled=False):
-                out = self.tower.run([unit for _, unit in chunk], slots)
-                for (number, _), tokens in zip(chunk, self._tokens(out, [unit for _, unit in chunk]), strict=True):
-                    views[number] += tokens
-            if out.pooled is not None:
-                for (number, _), vector in zip(chunk, out.pooled.float().cpu().numpy(), strict=False):
+            with self._runner.arithmetic():
+                out = self._runner.run([unit for _, unit in chunk], slots)
+                tokens = self._tokens(out, [unit for _, unit in chunk])
+                pooled = None if out.pooled is None else self._runner.fetch(out.pooled)
+            batches.append(_Batch([number for number, _ in chunk], tokens, pooled))
+        return PendingFeatures(batches, lambda: self._gathered(items, batches))
+
+    def _gathered(self, items: Sequence[Prepared], batches: list[_Batch]) -> list[ItemFeatures]:
+        views: list[list[NDArray[np.float32]]] = [[] for _ in items]
+        pooled: list[list[NDArray[np.float32]]] = [[] for _ in items]
+        while batches:
+            batch = batches.pop(0)  # and the memory that it takes on the device
+            for number, found in zip(batch.numbers, batch.views(), strict=True):
+                views[number] += found
+            if batch.pooled is not None:
+                for number, vector in zip(batch.numbers, batch.pooled.array(), strict=False):
                     pooled[number].append(vector)
         return [self._item(item, views[number], pooled[number]) for number, item in enumerate(items)]
 
@@ -195,26 +254,24 @@ class TowerEncoder:
             noise = self.tower.noise(unit)
 
             def run(slots: int) -> list[Tensor]:
-                out = self.tower.run([noise] * slots, slots)
+                out = self._runner.run([noise] * slots, slots)
                 found = [] if out.pooled is None else [out.pooled]
                 if isinstance(out.tokens, Tensor):
                     return [*found, self._reduced(out.tokens, out.grids[0])]
                 return [*found, *(torch.stack(views) for views in zip(*out.tokens, strict=True))]
 
-            with torch.autocast(self.tower.device.type, enabled=False):
+            with self._runner.arithmetic():
                 self._steady[asked] = steady(run, asked)
         return self._steady[asked]
 
-    def _tokens(self, out: Encoded, units: Sequence[Unit]) -> Iterator[list[NDArray[np.float32]]]:
-        """For each unit the reduced tokens of its views."""
+    def _tokens(self, out: Encoded, units: Sequence[Unit]) -> Fetched | list[list[Fetched]]:
+        """The reduced tokens of all units in one, or for each unit those of its views."""
         if not self.options.tokens:
-            yield from ([] for _ in units)
-            return
+            return [[] for _ in units]
         if isinstance(out.tokens, Tensor) and not (self.modality == "audio" and self.options.padding == "trim"):
-            reduced = self._reduced(out.tokens, out.grids[0]).float().cpu().numpy()
-            yield from ([tokens.copy()] for tokens in reduced[: len(units)])
-            return
+            return self._runner.fetch(self._reduced(out.tokens, out.grids[0]))
         grids = iter(out.grids)
+        fetched = []
         for slot, (item, views) in enumerate(units):
             found = []
             for number, view in enumerate(views):
@@ -223,8 +280,9 @@ class TowerEncoder:
                 if isinstance(self.preparer, AudioPreparer):
                     grid = (1, self.preparer.windows(item.width)[view.column])
                     tokens = tokens[: grid[1]]
-                found.append(self._reduced(tokens[None], grid)[0].float().cpu().numpy())
-            yield found
+                found.append(self._runner.fetch(self._reduced(tokens[None], grid)[0]))
+            fetched.append(found)
+        return fetched
 
     def _reduced(self, tokens: Tensor, grid: Grid) -> Tensor:
         """float ``[B, prefix + rows * columns, D]`` to what is stored of it."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tokkit.errors import UsageError
-from tokkit.features.base import FeatureOptions, Grid, Prepared, View
+from tokkit.features.base import FeatureOptions, Grid, Prepared, RunOptions, View
 from tokkit.features.encoder import TowerEncoder
 from tokkit.features.preprocessing import normalised
 from tokkit.features.resamplers import LearnedResampler
@@ -60,7 +60,7 @@ def is_tokenizer(folder: Path) -> bool:
 
 
 def latent_encoder(
-    folder: Path, options: FeatureOptions, device: torch.device, resampler: LearnedResampler | None
+    folder: Path, options: FeatureOptions, device: torch.device, resampler: LearnedResampler | None, run: RunOptions
 ) -> TowerEncoder:
     """An encoder for the latents of the tokenizer in a folder; UsageError for options that it does not have."""
     asked = [name for name in FOREIGN if getattr(options, name) != FeatureOptions.model_fields[name].default]
@@ -77,4 +77,9 @@ def latent_encoder(
         "layers": [],
     }
     preparer = LatentPreparer(tokenizer.config.preprocessing, tokenizer._normalized.cpu().numpy())
-    return TowerEncoder(LatentTower(tokenizer), preparer, options, about, resampler)
+    encoder = tokenizer.encoder
+    if run.precision == "fp16":
+        encoder = encoder.half()
+        if device.type == "cuda":
+            encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TowerEncoder(LatentTower(tokenizer, encoder), preparer, options, about, resampler, run)

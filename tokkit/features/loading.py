@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from tokkit.errors import DataError, UsageError
-from tokkit.features.base import FeatureOptions, Layer, Resampler
-from tokkit.features.checkpoints import HINT, licence_of, load_part, name_of, read_config, resolve, weights_digest
+from tokkit.features.base import FeatureOptions, Layer, Resampler, RunOptions
+from tokkit.features.checkpoints import HINT, licence_of, load_part, read_config, resolve, weights_digest
 from tokkit.features.encoder import TowerEncoder
 from tokkit.features.latents import is_tokenizer, latent_encoder
 from tokkit.features.mel import AudioPreparer, read_audio_preprocessing
@@ -32,6 +32,8 @@ from tokkit.features.towers import (
     WhisperTower,
     unit_length,
 )
+from tokkit.hub import name_of
+from tokkit.precision import check_precision
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -51,6 +53,7 @@ class Source:
     config: Any
     options: FeatureOptions
     device: torch.device
+    run: RunOptions
 
     @property
     def vision(self) -> Any:
@@ -72,7 +75,7 @@ class Source:
 
     def ready(self, model: nn.Module) -> nn.Module:
         """In the asked-for precision, on its device."""
-        return model.to(self.device, PRECISIONS[self.options.precision])
+        return model.to(self.device, torch.float16 if self.run.precision == "fp16" else PRECISIONS[self.options.precision])
 
 
 @dataclass(frozen=True)
@@ -85,17 +88,24 @@ class Built:
     layers: tuple[Layer, ...] = ()
 
 
-def load(source: str | Path, options: FeatureOptions, *, device: str | torch.device, allow_download: bool) -> TowerEncoder:
+def load(
+    source: str | Path, options: FeatureOptions, *, device: str | torch.device, allow_download: bool, run: RunOptions
+) -> TowerEncoder:
     """The inside of :func:`tokkit.features.load_feature_encoder`."""
     folder, device = resolve(source, allow_download), torch.device(device)
+    check_precision(run.precision, device)
+    if run.precision != "fp32" and options.precision != "float32":
+        raise UsageError(
+            f"--precision {run.precision} is a faster way to float32's features, and these are to be {options.precision}"
+        )
     if is_tokenizer(folder):
-        return latent_encoder(folder, options, device, _resampler(options, device))
+        return latent_encoder(folder, options, device, _resampler(options, device), run)
     try:
         import transformers  # noqa: F401 - a clear message comes before anything else
     except ImportError:
         raise UsageError(HINT) from None
     config = read_config(folder)
-    here = Source(folder, name_of(source, folder), config, options, device)
+    here = Source(folder, name_of(source, folder), config, options, device, run)
     build = BUILDERS.get(config.model_type)
     if build is None:
         raise UsageError(
@@ -122,7 +132,7 @@ def _encoder(here: Source, built: Built, preparer: ImagePreparer | AudioPreparer
         "weights": built.digest,
         "layers": list(built.layers),
     }
-    return TowerEncoder(built.tower, preparer, here.options, about, _resampler(here.options, here.device))
+    return TowerEncoder(built.tower, preparer, here.options, about, _resampler(here.options, here.device), here.run)
 
 
 def _resampler(options: FeatureOptions, device: torch.device) -> Any:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokkit.errors import DataError
 from tokkit.features.precision import StoredDtype
-from tokkit.shards.manifest import NAME, RunManifest
+from tokkit.shards.manifest import NAME, RemovalEntry, RunManifest, product_of, refuse_url, unfinished
 from tokkit.storage import read_json
 
 FORMAT = "tokkit-features"
@@ -44,6 +44,7 @@ class CacheManifest(RunManifest):
         text_vocab_size: every text id is below it.
         encoder: what the encoder says of itself: model, layers, preprocessing, tiling, licence.
         features: by split.
+        removals: as of token shards.
     """
 
     format: Annotated[str, Field(pattern=f"^{FORMAT}$")] = FORMAT
@@ -55,17 +56,12 @@ class CacheManifest(RunManifest):
     text_vocab_size: int
     encoder: dict[str, object]
     features: dict[str, FeatureTotals]
+    removals: list[RemovalEntry] = Field(default_factory=list)
 
 
 def is_cache(directory: Path) -> bool:
     """Whether a directory is, or is to become, a feature cache rather than token shards."""
-    for name in (NAME, "config.json"):
-        try:
-            semantic = read_json(directory / name).get("semantic")
-            return isinstance(semantic, dict) and semantic.get("product") == "features"
-        except (DataError, OSError, AttributeError):
-            continue  # what is wrong with it is told by whoever reads it for what it says
-    return False
+    return product_of(directory) == "features"
 
 
 def load_cache_manifest(directory: Path) -> CacheManifest:
@@ -77,7 +73,8 @@ def load_cache_manifest(directory: Path) -> CacheManifest:
     path = directory / NAME
     if not path.exists():
         if (directory / "run").is_dir():
-            raise DataError(f"{directory} is not finished: run the same `tokkit features` command again to complete it")
+            raise unfinished(directory)
+        refuse_url(directory)
         raise DataError(f"{directory} holds no feature cache (no {NAME})")
     entry = read_json(path)
     if isinstance(entry, dict):

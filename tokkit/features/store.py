@@ -29,6 +29,8 @@ from tokkit.features.manifest import CacheManifest, load_cache_manifest
 from tokkit.features.precision import DTYPES, Floats, from_bfloat16, restore
 from tokkit.features.tables import ROW_GROUP
 from tokkit.features.writer import TOKEN_DTYPE
+from tokkit.places import Place, parquet, read_part
+from tokkit.sources.remote import RemotePath
 
 FOLDER = "features"
 _PLACES = ["document", "offset", "length", "scale", "pooled"]
@@ -84,12 +86,15 @@ class FeatureCache:
         lengths: int64 [M], tokens of each item.
         document_of: int64 [M], the document of each item.
         fingerprint: SHA-256 over the shards' checksums.
+
+    Args:
+        place: where the shards lie, if not in the directory; of those in an object store only what is asked for is read.
     """
 
-    def __init__(self, directory: Path, manifest: CacheManifest, split: str) -> None:
+    def __init__(self, directory: Path, manifest: CacheManifest, split: str, place: Place | None = None) -> None:
         self.directory, self.manifest, self.split = directory, manifest, split
         self.dtype, self.dim = manifest.dtype, manifest.dim
-        self._base = directory / FOLDER / split
+        self._base: Place = (place or directory) / FOLDER / split
         self._shards = manifest.splits[split].shards
         columns = [self._columns(number) for number in range(len(self._shards))]
         counts = [len(column["offset"]) for column in columns]
@@ -114,11 +119,8 @@ class FeatureCache:
         return {name: pc.fill_null(table.column(name), -1).to_numpy().astype(np.int64) for name in _PLACES}
 
     def _table(self, number: int, suffix: str, columns: list[str] | None = None) -> pa.Table:
-        path = self._base / self._shards[number].files[suffix].name
-        try:
-            return pq.read_table(path, columns=columns)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{path} cannot be read: {error}") from None
+        with parquet(self._base / self._shards[number].files[suffix].name) as source:
+            return pq.read_table(source, columns=columns)
 
     def __getstate__(self) -> dict[str, object]:
         gone = ("_maps", "_token_maps")
@@ -143,6 +145,7 @@ class FeatureCache:
 
     def _map(self, name: str, size: int, dtype: np.dtype) -> npt.NDArray:
         path = self._base / name
+        assert isinstance(path, Path)
         try:
             found = path.stat().st_size
             if found != size:
@@ -151,12 +154,20 @@ class FeatureCache:
         except OSError as error:
             raise DataError(f"{path} cannot be read: {error.strerror}") from None
 
+    def _bytes(self, item: int, begin: int, size: int) -> npt.NDArray[np.uint8]:
+        """Bytes of the file of features that an item is in."""
+        shard = self._shard_of[item]
+        if isinstance(self._base, RemotePath):
+            data = read_part(self._base / self._shards[shard].files["bin"].name, begin, size)
+            return np.frombuffer(data, np.uint8)
+        return self._maps[shard][begin : begin + size]
+
     # ---- items
 
     def features(self, item: int) -> npt.NDArray[np.generic]:
         """The stored values of an item ``[tokens, dim]``: a read-only view of the file (bfloat16 as uint16)."""
         begin, length = self._offset[item], int(self.lengths[item])
-        data = self._maps[self._shard_of[item]][begin : begin + length * self._width]
+        data = self._bytes(item, int(begin), length * self._width)
         return data.view(self._values).reshape(length, self.dim)
 
     def scales(self, item: int) -> Floats | None:
@@ -164,7 +175,7 @@ class FeatureCache:
         begin = int(self._scale[item])
         if begin < 0:
             return None
-        return self._maps[self._shard_of[item]][begin : begin + 4 * int(self.lengths[item])].view("<f4")
+        return self._bytes(item, begin, 4 * int(self.lengths[item])).view("<f4")
 
     def dense(self, item: int) -> Floats:
         """An item's features as float32 ``[tokens, dim]``."""
@@ -176,7 +187,7 @@ class FeatureCache:
         begin, dim = int(self._pooled[item]), self.manifest.pooled_dim
         if begin < 0 or dim is None:
             return None
-        data = self._maps[self._shard_of[item]][begin : begin + 2 * dim]
+        data = self._bytes(item, begin, 2 * dim)
         return from_bfloat16(data.view("<u2")) if self.dtype == "bf16" else data.view("<f2").astype(np.float32)
 
     def entry(self, item: int) -> ItemEntry:
@@ -187,11 +198,8 @@ class FeatureCache:
         group, row = divmod(item - int(self._first_item[shard]), ROW_GROUP)
         if self._group is None or self._group[:2] != (shard, group):
             path = self._base / self._shards[shard].files["parquet"].name
-            try:
-                with pq.ParquetFile(path) as file:
-                    self._group = shard, group, file.read_row_group(group)
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{path} cannot be read: {error}") from None
+            with parquet(path) as source, pq.ParquetFile(source) as file:
+                self._group = shard, group, file.read_row_group(group)
         return _entry(item, int(self.document_of[item]), self._group[2].slice(row, 1).to_pylist()[0])
 
     def entries(self) -> Iterator[ItemEntry]:
@@ -277,8 +285,12 @@ class FeatureCache:
     def ids(self, document: int) -> npt.NDArray[np.int32]:
         """A document's text ids, int32: a read-only view of the file."""
         found = self._documents
-        begin = int(found["begin"][document])
-        return self._token_maps[found["shard"][document]][begin : begin + int(found["tokens"][document])]
+        begin, count, shard = (int(found[name][document]) for name in ("begin", "tokens", "shard"))
+        if isinstance(self._base, RemotePath):
+            size = TOKEN_DTYPE.itemsize
+            data = read_part(self._base / self._shards[shard].files["tokens.bin"].name, size * begin, size * count)
+            return np.frombuffer(data, TOKEN_DTYPE)
+        return self._token_maps[shard][begin : begin + count]
 
     def document(self, document: int) -> CachedDocument:
         """A document's ids and where its items stand in them."""

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokkit.errors import DataError, UsageError
-from tokkit.features.checkpoints import licence_of, load_part, name_of, quiet, read_config, resolve, weights_digest
+from tokkit.features.checkpoints import licence_of, load_part, quiet, read_config, resolve, weights_digest
 from tokkit.features.slots import steady
 from tokkit.features.towers import unit_length
+from tokkit.hub import name_of
 from tokkit.storage import fingerprint_of
 
 CODE_VERSION = 1

@@ -9,10 +9,10 @@ Hidden states are taken by hooks on the blocks, so that only those asked for are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from tokkit.features.base import Grid, Layer, Prepared, View
 from tokkit.features.tilings import Size, llama_grids
 
 Unit = tuple[Prepared, Sequence[View]]
+Output = tuple[Tensor, Tensor | None]  # hidden states, and the pooled embedding where there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Hidden:
         self._numbers = sorted({layer for layer in self.wanted if layer != "final"})
         if "final" not in self.wanted and not whole:
             del blocks[max(1, self._numbers[-1]) :]
-        self._blocks = blocks
+        self.blocks = blocks
         self._kept: dict[int, Tensor] = {}
 
     @contextmanager
@@ -75,9 +76,9 @@ class Hidden:
         handles = []
         for number in self._numbers:
             if number == 0:
-                handles.append(self._blocks[0].register_forward_pre_hook(self._enters, with_kwargs=True))
+                handles.append(self.blocks[0].register_forward_pre_hook(self._enters, with_kwargs=True))
             else:
-                handles.append(self._blocks[number - 1].register_forward_hook(self._leaves(number)))
+                handles.append(self.blocks[number - 1].register_forward_hook(self._leaves(number)))
         try:
             yield
         finally:
@@ -108,7 +109,12 @@ class Tower:
         dim: of a token.
         pooled_dim: of the pooled embedding, where there is one.
         prefix: tokens before each view's raster.
+        recordable: the same kernels are launched for every batch of a shape, so that a CUDA graph may replay them.
+        one_shape: all batches have one.
     """
+
+    recordable: ClassVar[bool] = True
+    one_shape: ClassVar[bool] = True
 
     def __init__(self, model: nn.Module, dim: int, prefix: int = 0, pooled_dim: int | None = None) -> None:
         self.model, self.dim, self.prefix, self.pooled_dim = model, dim, prefix, pooled_dim
@@ -131,17 +137,44 @@ class Tower:
         """A unit of noise that fills a slot to its end, whatever it is made after (:mod:`tokkit.features.slots`)."""
         return like[0], [_noise(view.pixels.shape) for view in like[1]]
 
+    @torch.no_grad()
     def run(self, units: Sequence[Unit], slots: int) -> Encoded:
         """Encode at most ``slots`` units in a batch of exactly ``slots``."""
+        return self.encoded(self.network(*map(self.sent, self.inputs(units, slots))), units)
+
+    def inputs(self, units: Sequence[Unit], slots: int) -> tuple[Tensor, ...]:
+        """What a batch of exactly ``slots`` is for the network: tensors on the CPU, pinned where the network is on a GPU."""
+        return (self._pixels(units, slots),)
+
+    def sent(self, tensor: Tensor, non_blocking: bool = False) -> Tensor:
+        """An input where the network is, in its precision."""
+        there = tensor.to(self.device, non_blocking=non_blocking)
+        return there.to(self.dtype) if there.is_floating_point() else there
+
+    def network(self, *inputs: Tensor) -> Output:
+        """The network itself: everything that happens on the device."""
         raise NotImplementedError
 
+    def encoded(self, output: Output, units: Sequence[Unit]) -> Encoded:
+        """What the network gave, view by view."""
+        raise NotImplementedError
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """The parts that ``torch.compile`` is given, each by itself."""
+        return [self.model]
+
     def _pixels(self, units: Sequence[Unit], slots: int) -> Tensor:
-        """float ``[slots, 3, H, W]`` of units with one view each."""
+        """float32 ``[slots, 3, H, W]`` of units with one view each."""
         shape = units[0][1][0].pixels.shape
-        batch = np.zeros((slots, *shape), np.float32)
+        batch = self._zeros((slots, *shape))
+        there = batch.numpy()
         for slot, (_, (view,)) in enumerate(units):
-            batch[slot] = view.pixels
-        return torch.from_numpy(batch).to(self.device, self.dtype)
+            there[slot] = view.pixels
+        return batch
+
+    def _zeros(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Memory for an input."""
+        return torch.zeros(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
 
 
 class PatchTower(Tower):
@@ -170,18 +203,28 @@ class PatchTower(Tower):
         """As the base class."""
         return size[0] // self._patch, size[1] // self._patch
 
-    @torch.no_grad()
-    def run(self, units: Sequence[Unit], slots: int) -> Encoded:
+    def network(self, *inputs: Tensor) -> Output:
         """As the base class."""
+        (pixels,) = inputs
         with self._hidden.recording():
-            output = self.model(pixel_values=self._pixels(units, slots))
-        tokens = self._hidden.taken(output.last_hidden_state)[:, self._dropped :]
+            output = self.model(pixel_values=pixels)
+        return self._hidden.taken(output.last_hidden_state), self._pool(output) if self._pool else None
+
+    def encoded(self, output: Output, units: Sequence[Unit]) -> Encoded:
+        """As the base class."""
+        states, pooled = output
         grid = self.grid(units[0][1][0].pixels.shape[1:])
-        return Encoded(tokens, [grid] * len(units), self._pool(output) if self._pool else None)
+        return Encoded(states[:, self._dropped :], [grid] * len(units), pooled)
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """As the base class."""
+        return self._hidden.blocks
 
 
 class NaflexTower(Tower):
     """SigLIP 2 NaFlex: patches of pictures of any size, padded to one number of patches and masked."""
+
+    recordable = False  # its embeddings of positions are made picture by picture
 
     def __init__(
         self, model: nn.Module, hidden: Hidden, config: Any, *, max_patches: int, pool: Any = None, pooled_dim: int | None
@@ -197,29 +240,40 @@ class NaflexTower(Tower):
         """As many patches as there may be, in one row."""
         return like[0], [_noise((3, self._patch, self._patch * self._most))]
 
-    @torch.no_grad()
-    def run(self, units: Sequence[Unit], slots: int) -> Encoded:
+    def inputs(self, units: Sequence[Unit], slots: int) -> tuple[Tensor, ...]:
         """As the base class. Slots without a picture hold a black one of a single patch."""
-        pixels = np.zeros((slots, self._most, 3 * self._patch**2), np.float32)
-        mask = np.zeros((slots, self._most), np.int64)
+        pixels = self._zeros((slots, self._most, 3 * self._patch**2))
+        mask = self._zeros((slots, self._most), torch.int64)
+        shapes = self._zeros((slots, 2), torch.int64)
         mask[:, 0] = 1
-        grids = [self.grid(view.pixels.shape[1:]) for _, (view,) in units]
+        shapes[:] = 1
         for slot, (_, (view,)) in enumerate(units):
-            pixels[slot], mask[slot] = naflex_patches(view.pixels, self._patch, self._most)
-        shapes = torch.tensor(grids + [(1, 1)] * (slots - len(units)), device=self.device)
+            pixels.numpy()[slot], mask.numpy()[slot] = naflex_patches(view.pixels, self._patch, self._most)
+            shapes.numpy()[slot] = self.grid(view.pixels.shape[1:])
+        return pixels, mask, shapes
+
+    def network(self, *inputs: Tensor) -> Output:
+        """As the base class."""
+        pixels, mask, shapes = inputs
         with self._hidden.recording():
-            output = self.model(
-                pixel_values=torch.from_numpy(pixels).to(self.device, self.dtype),
-                pixel_attention_mask=torch.from_numpy(mask).to(self.device),
-                spatial_shapes=shapes,
-            )
-        states = self._hidden.taken(output.last_hidden_state)
-        tokens = [[states[slot, : grid[0] * grid[1]]] for slot, grid in enumerate(grids)]
-        return Encoded(tokens, grids, self._pool(output) if self._pool else None)
+            output = self.model(pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=shapes)
+        return self._hidden.taken(output.last_hidden_state), self._pool(output) if self._pool else None
+
+    def encoded(self, output: Output, units: Sequence[Unit]) -> Encoded:
+        """As the base class."""
+        states, pooled = output
+        grids = [self.grid(view.pixels.shape[1:]) for _, (view,) in units]
+        return Encoded([[states[slot, : grid[0] * grid[1]]] for slot, grid in enumerate(grids)], grids, pooled)
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """As the base class."""
+        return self._hidden.blocks
 
 
 class QwenTower(Tower):
     """Qwen2-VL's vision tower, before or after its merger. Before, tokens stand in the merger's order: block by block."""
+
+    recordable = one_shape = False  # each picture has a shape of its own
 
     def __init__(self, model: nn.Module, hidden: Hidden | None, config: Any, *, merged: bool) -> None:
         dim = config.hidden_size if merged else config.embed_dim * (len(hidden.wanted) if hidden else 1)
@@ -235,22 +289,34 @@ class QwenTower(Tower):
         """One: each picture has a shape of its own."""
         return 1
 
-    @torch.no_grad()
-    def run(self, units: Sequence[Unit], slots: int) -> Encoded:
+    def inputs(self, units: Sequence[Unit], slots: int) -> tuple[Tensor, ...]:
         """As the base class."""
         [(_, (view,))] = units
         config = self._config
         patches, thw = qwen_patches(view.pixels, config.patch_size, config.spatial_merge_size, config.temporal_patch_size)
-        pixels = torch.from_numpy(patches).to(self.device, self.dtype)
-        grid_thw = torch.tensor([thw], device=self.device)
+        pixels = self._zeros(patches.shape)
+        pixels.numpy()[:] = patches
+        return pixels, torch.tensor([thw])
+
+    def network(self, *inputs: Tensor) -> Output:
+        """As the base class."""
+        pixels, grid_thw = inputs
         if self.merged or self._hidden is None:
             output = self.model(pixels, grid_thw=grid_thw)
-            tokens = output.pooler_output if self.merged else output.last_hidden_state
-        else:
-            with self._hidden.recording():
-                output = self.model(pixels, grid_thw=grid_thw)
-            tokens = self._hidden.taken(output.last_hidden_state)
-        return Encoded([[tokens]], [self.grid(view.pixels.shape[1:])])
+            return (output.pooler_output if self.merged else output.last_hidden_state), None
+        with self._hidden.recording():
+            output = self.model(pixels, grid_thw=grid_thw)
+        return self._hidden.taken(output.last_hidden_state), None
+
+    def encoded(self, output: Output, units: Sequence[Unit]) -> Encoded:
+        """As the base class."""
+        [(_, (view,))] = units
+        return Encoded([[output[0]]], [self.grid(view.pixels.shape[1:])])
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """As the base class."""
+        model: Any = self.model
+        return model.blocks
 
 
 class LlamaTower(Tower):
@@ -284,25 +350,33 @@ class LlamaTower(Tower):
         assert item.tiles is not None
         return self._grids.index(item.tiles) + 1
 
-    @torch.no_grad()
-    def run(self, units: Sequence[Unit], slots: int) -> Encoded:
+    def inputs(self, units: Sequence[Unit], slots: int) -> tuple[Tensor, ...]:
         """As the base class. Slots without a picture hold a black one of one tile."""
-        shape = units[0][1][0].pixels.shape
-        pixels = np.zeros((slots, 1, self._tiles, *shape), np.float32)
-        ids, mask = np.ones((slots, 1), np.int64), np.zeros((slots, 1, self._tiles), np.int64)
-        mask[..., 0] = 1
+        pixels = self._zeros((slots, 1, self._tiles, *units[0][1][0].pixels.shape))
+        ids, mask = self._zeros((slots, 1), torch.int64), self._zeros((slots, 1, self._tiles), torch.int64)
+        ids[:], mask[..., 0] = 1, 1
         for slot, (item, views) in enumerate(units):
-            pixels[slot, 0, : len(views)] = [view.pixels for view in views]
+            pixels.numpy()[slot, 0, : len(views)] = [view.pixels for view in views]
             ids[slot], mask[slot, 0, : len(views)] = self.aspect_ratio_id(item), 1
-        output = self.model(
-            pixel_values=torch.from_numpy(pixels).to(self.device, self.dtype),
-            aspect_ratio_ids=torch.from_numpy(ids).to(self.device),
-            aspect_ratio_mask=torch.from_numpy(mask).to(self.device),
-        )
-        states = output.last_hidden_state[:, 0, :, 0 if self._keep else 1 :]
-        grid = self.grid(shape[1:])
+        return pixels, ids, mask
+
+    def network(self, *inputs: Tensor) -> Output:
+        """As the base class."""
+        pixels, ids, mask = inputs
+        output = self.model(pixel_values=pixels, aspect_ratio_ids=ids, aspect_ratio_mask=mask)
+        return output.last_hidden_state, None
+
+    def encoded(self, output: Output, units: Sequence[Unit]) -> Encoded:
+        """As the base class."""
+        states = output[0][:, 0, :, 0 if self._keep else 1 :]
+        grid = self.grid(units[0][1][0].pixels.shape[1:])
         tokens = [[states[slot, tile] for tile in range(len(views))] for slot, (_, views) in enumerate(units)]
         return Encoded(tokens, [grid for _, views in units for _ in views])
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """As the base class."""
+        model: Any = self.model
+        return [*model.transformer.layers, *model.global_transformer.layers]
 
 
 class WhisperTower(Tower):
@@ -316,31 +390,50 @@ class WhisperTower(Tower):
         """One row of frames."""
         return 1, self._frames
 
-    @torch.no_grad()
-    def run(self, units: Sequence[Unit], slots: int) -> Encoded:
+    def network(self, *inputs: Tensor) -> Output:
         """As the base class."""
         with self._hidden.recording():
-            output = self.model(self._pixels(units, slots))
-        return Encoded(self._hidden.taken(output.last_hidden_state), [(1, self._frames)] * len(units))
+            output = self.model(*inputs)
+        return self._hidden.taken(output.last_hidden_state), None
+
+    def encoded(self, output: Output, units: Sequence[Unit]) -> Encoded:
+        """As the base class."""
+        return Encoded(output[0], [(1, self._frames)] * len(units))
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """As the base class."""
+        return self._hidden.blocks
 
 
 class LatentTower(Tower):
-    """One of our image tokenizers up to its quantizer: continuous latents, one at each place of the grid of codes."""
+    """One of our image tokenizers up to its quantizer: continuous latents, one at each place of the grid of codes.
 
-    def __init__(self, tokenizer: Any) -> None:
-        super().__init__(tokenizer, tokenizer.quantizer.dim)
-        self._downsample = tokenizer.downsample
+    Args:
+        encoder: the tokenizer's own, or that in another precision; what follows it is float32.
+    """
+
+    def __init__(self, tokenizer: Any, encoder: nn.Module) -> None:
+        super().__init__(encoder, tokenizer.quantizer.dim)
+        self._last, self._downsample = tokenizer.quant_conv, tokenizer.downsample
 
     def grid(self, size: Size) -> Grid:
         """As the base class."""
         return size[0] // self._downsample, size[1] // self._downsample
 
-    @torch.no_grad()
-    def run(self, units: Sequence[Unit], slots: int) -> Encoded:
+    def sent(self, tensor: Tensor, non_blocking: bool = False) -> Tensor:
+        """As the base class, with the channels of a picture side by side where the weights have them so."""
+        there = super().sent(tensor, non_blocking)
+        last = self.device.type == "cuda" and self.dtype == torch.float16
+        return there.contiguous(memory_format=torch.channels_last) if last else there
+
+    def network(self, *inputs: Tensor) -> Output:
         """As the base class."""
-        tokenizer: Any = self.model
-        latents = tokenizer.quant_conv(tokenizer.encoder(self._pixels(units, slots)))
-        return Encoded(latents.flatten(2).transpose(1, 2), [tuple(latents.shape[2:])] * len(units))
+        return self._last(self.model(*inputs).float()), None
+
+    def encoded(self, output: Output, units: Sequence[Unit]) -> Encoded:
+        """As the base class."""
+        latents = output[0]
+        return Encoded(latents.flatten(2).transpose(1, 2), [(latents.shape[2], latents.shape[3])] * len(units))
 
 
 def _noise(shape: tuple[int, ...]) -> View:

@@ -1,4 +1,4 @@
-"""From a decoded picture to the square of bytes that an image tokenizer takes.
+"""From a decoded picture to the rectangle of bytes that an image tokenizer takes: the tokenizer's own square, or any other.
 
 The resize rule, its filter, the rounding of the crop and the colour behind transparency all change codes, so they belong to
 the tokenizer and are stored in its configuration; they are not options of a run. Everything here runs in worker processes and
@@ -30,7 +30,10 @@ AlphaRule = Literal["white-truncated", "dropped"]
 
 
 class ShortestSide(BaseModel):
-    """Scale so that the shorter side has the asked-for length, in one step; sides are rounded half to even."""
+    """Scale until a rectangle is just covered, in one step; sides are rounded half to even.
+
+    Of a square this is to give the shorter side the asked-for length.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -39,13 +42,17 @@ class ShortestSide(BaseModel):
 
     def resize(self, image: Image.Image, length: int) -> Image.Image:
         """Resize an RGB picture to a shorter side of ``length`` pixels, up or down."""
-        scale = length / min(image.size)
-        width, height = (max(length, round(scale * side)) for side in image.size)
-        return image if (width, height) == image.size else image.resize((width, height), FILTERS[self.filter])
+        return self.cover(image, length, length)
+
+    def cover(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        """Resize an RGB picture, up or down, to the smallest that ``width`` x ``height`` pixels can be cut out of."""
+        scale = max(width / image.width, height / image.height)
+        size = max(width, round(scale * image.width)), max(height, round(scale * image.height))
+        return image if size == image.size else image.resize(size, FILTERS[self.filter])
 
 
 class BoxHalving(BaseModel):
-    """Halve both sides with a box filter while the shorter is at least twice the asked-for length; scale the rest in one step.
+    """Halve both sides with a box filter while both are at least twice what is asked for; scale the rest in one step.
 
     The rule of guided-diffusion (ADM, arXiv:2105.05233), which LlamaGen took over. Halved sides are rounded down, scaled ones
     half to even; ``filter`` is that of the last step.
@@ -58,9 +65,13 @@ class BoxHalving(BaseModel):
 
     def resize(self, image: Image.Image, length: int) -> Image.Image:
         """Resize an RGB picture to a shorter side of ``length`` pixels, up or down."""
-        while min(image.size) >= 2 * length:
+        return self.cover(image, length, length)
+
+    def cover(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        """Resize an RGB picture, up or down, to the smallest that ``width`` x ``height`` pixels can be cut out of."""
+        while image.width >= 2 * width and image.height >= 2 * height:
             image = image.resize((image.width // 2, image.height // 2), FILTERS["box"])
-        return ShortestSide(filter=self.filter).resize(image, length)
+        return ShortestSide(filter=self.filter).cover(image, width, height)
 
 
 Resize = Annotated[ShortestSide | BoxHalving, Field(discriminator="kind")]
@@ -88,9 +99,19 @@ class Preprocessing(BaseModel):
 
     def apply(self, image: Image.Image) -> NDArray[np.uint8]:
         """Turn an RGB or RGBA picture into uint8 ``[size, size, 3]``. The same picture gives the same bytes everywhere."""
-        resized = self.resize.resize(flatten(image, self.background), self.size)
-        left, top = (resized.width - self.size) // 2, (resized.height - self.size) // 2
-        return np.array(resized.crop((left, top, left + self.size, top + self.size)))
+        return self.fit(image, self.size, self.size)
+
+    def fit(self, image: Image.Image, width: int, height: int, *, scaled: bool = True) -> NDArray[np.uint8]:
+        """The same for a rectangle: uint8 ``[height, width, 3]``.
+
+        Args:
+            scaled: resize the picture to the smallest that covers it; else cut it out of the pixels as they are, of which there
+                must be enough.
+        """
+        flat = flatten(image, self.background)
+        resized = self.resize.cover(flat, width, height) if scaled else flat
+        left, top = (resized.width - width) // 2, (resized.height - height) // 2
+        return np.array(resized.crop((left, top, left + width, top + height)))
 
 
 def flatten(image: Image.Image, background: Colour | AlphaRule) -> Image.Image:

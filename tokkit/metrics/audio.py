@@ -6,14 +6,19 @@
 * **Mel distance**: mean absolute difference of the log10 magnitudes in 64 mel bands (HTK scale, triangles of height 1, from 0
   to half the rate), Hann windows of 1,024 samples every 256 (the first about the first sample, zeros around the sound),
   magnitudes below 1e-5 taken as 1e-5. It does not mind phase.
-* **STOI** (speech, 0 to 1) and **PESQ** (speech, wide band, 16 kHz) where the packages ``pystoi`` and ``pesq`` are installed.
+* **STOI** (speech, 0 to 1) and **PESQ** (speech, wide band, 16 kHz) where the packages ``pystoi`` and ``pesq`` are installed;
+  of clips that hold enough speech for them.
 
 Of several channels the mean. All figures are taken in float64 on the CPU.
 """
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +28,7 @@ Samples = npt.NDArray[np.float32]
 SI_SDR_OF_EQUAL = 120.0  # dB; what comes back without a difference has no ratio
 WINDOW, HOP, BANDS, FLOOR = 1024, 256, 64, 1e-5
 PESQ_RATE = 16_000
+STOI_SECONDS = 0.4  # 30 frames of 25.6 ms: what the measure is taken over at least
 
 
 def si_sdr(original: Samples, output: Samples) -> float | None:
@@ -77,22 +83,32 @@ def mel_filters(rate: int) -> npt.NDArray[np.float64]:
     return np.maximum(0.0, np.minimum(rising, falling))
 
 
+def speech_packages() -> dict[str, str]:
+    """Of the packages that STOI and PESQ need, those that are there, with their versions."""
+    return {name: _version(name) for name in ("pystoi", "pesq") if _measure(name) is not None}
+
+
 def stoi(original: Samples, output: Samples, rate: int) -> float | None:
-    """STOI of the mean of the channels; None where pystoi is not installed."""
-    try:
-        from pystoi import stoi as measure
-    except ImportError:
+    """STOI of the mean of the channels; None where pystoi is not installed, or finds too little that is not silence."""
+    package = _measure("pystoi")
+    if package is None:
         return None
     _check(original, output)
-    return float(measure(original.mean(axis=0), output.mean(axis=0), rate, extended=False))
+    if original.shape[1] < STOI_SECONDS * rate:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # it warns, and answers with a figure that means nothing
+        try:
+            found = float(package.stoi(original.mean(axis=0), output.mean(axis=0), rate, extended=False))
+        except RuntimeWarning:
+            return None
+    return found if np.isfinite(found) and original.any() else None
 
 
 def pesq(original: Samples, output: Samples, rate: int) -> float | None:
-    """Wide-band PESQ of the mean of the channels; None where pesq is not installed, or finds no utterance in it."""
-    try:
-        from pesq import NoUtterancesError
-        from pesq import pesq as measure
-    except ImportError:
+    """Wide-band PESQ of the mean of the channels; None where pesq is not installed, or finds no utterance, or too little."""
+    package = _measure("pesq")
+    if package is None:
         return None
     from tokkit.media.waveforms import resampled
 
@@ -102,9 +118,24 @@ def pesq(original: Samples, output: Samples, rate: int) -> float | None:
         mono = samples.mean(axis=0, dtype=np.float32)[:, None]
         both.append(np.concatenate(list(resampled([mono], rate, PESQ_RATE, 1, "HQ")))[:, 0])
     try:
-        return float(measure(PESQ_RATE, *both, "wb"))
-    except NoUtterancesError:
+        return float(package.pesq(PESQ_RATE, *both, "wb"))
+    except (package.NoUtterancesError, package.BufferTooShortError):
         return None
+
+
+def _measure(name: str) -> ModuleType | None:
+    """A package that is not installed, or does not load (pesq is built where it is installed), is not there."""
+    try:
+        return import_module(name)
+    except (ImportError, OSError, ValueError):
+        return None
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _check(original: Samples, output: Samples) -> None:

@@ -1,8 +1,8 @@
 """What a plan costs, by source and by modality: documents and spans that were cut, what was left out, and padding.
 
 The sums over sources are the plan's own counts. A sequence's padding belongs to the sources of its documents by the share of
-its tokens; the shares are rounded so that they add up. Media are never cut, so only text has cut spans: their column is the
-proof. Spans are read only where something was cut or left out; else ``by_modality`` is empty.
+its tokens; the shares are rounded so that they add up. Pictures are never cut, so only text and sounds have cut spans: their
+column is the proof. Spans are read only where something was cut or left out; else ``by_modality`` is empty.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from tokkit.packing.split import LeftOut, Pieces
+from tokkit.packing.split import TEXT, LeftOut, Pieces
 from tokkit.packing.store import ModalityCounts, SourceCounts
 from tokkit.shards.native import TokenShards
 from tokkit.vocabulary import MODALITIES
@@ -99,15 +99,16 @@ def _whole(parts: npt.NDArray[np.float64]) -> list[int]:
 def _by_modality(pieces: Pieces, left_out: LeftOut, cut: Array, shards: TokenShards) -> dict[str, ModalityCounts]:
     spans = shards.spans
     document, start = np.asarray(pieces.document)[cut], np.asarray(pieces.start)[cut]
-    hit = _cut_spans(document, start, spans.offsets, spans.start, spans.length)
+    cuts = _cuts_of_spans(document, start, spans.offsets, spans.start, spans.length)
     out = _spans_of(left_out.document, spans.offsets)
     found = {}
     for n, name in enumerate(MODALITIES):
-        mine = spans.modality[out] == n
+        mine, within = spans.modality[out] == n, cuts[spans.modality == n]
         counts = ModalityCounts(
-            spans=int((spans.modality == n).sum()),
+            spans=len(within),
             tokens=int(spans.length[spans.modality == n].sum()) - int(spans.length[out][mine].sum()),
-            cut_spans=int((spans.modality[np.flatnonzero(hit)] == n).sum()),
+            cut_spans=int((within > 0).sum()),
+            frame_cuts=int(within.sum()) if n != TEXT else 0,
             left_out_spans=int(mine.sum()),
             left_out_tokens=int(spans.length[out][mine].sum()),
         )
@@ -117,13 +118,13 @@ def _by_modality(pieces: Pieces, left_out: LeftOut, cut: Array, shards: TokenSha
 
 
 @nb.njit(cache=True, nogil=True)
-def _cut_spans(document: Array, start: Array, offsets: Array, begin: Array, length: Array) -> npt.NDArray[np.bool_]:
-    """bool [S]: whether a piece begins inside a span."""
-    found = np.zeros(begin.size, dtype=np.bool_)
+def _cuts_of_spans(document: Array, start: Array, offsets: Array, begin: Array, length: Array) -> npt.NDArray[np.int32]:
+    """int32 [S]: how many pieces begin inside a span."""
+    found = np.zeros(begin.size, dtype=np.int32)
     for i in range(document.size):
         for s in range(offsets[document[i]], offsets[document[i] + 1]):
             if begin[s] < start[i] < begin[s] + length[s]:
-                found[s] = True
+                found[s] += 1
     return found
 
 

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tokkit.packing.cuts import held_whole
 from tokkit.packing.plan import plan_packs
 from tokkit.packing.policy import SplitPolicy
 from tokkit.packing.split import TEXT
+from tokkit.packing.too_long import media_too_long
 from tokkit.shards.spans import SpanTable
 
 USUAL = (1024, 2048, 4096, 8192, 16384, 32768)
@@ -33,6 +35,7 @@ class MediaLength:
         count: how many there are.
         share: of all tokens that are in spans of this length.
         beside: other tokens to each of them, on average.
+        held: tokens of one that must be in one sequence: fewer than ``length`` where it is a sound that may be cut.
     """
 
     modality: int
@@ -40,6 +43,7 @@ class MediaLength:
     count: int
     share: float
     beside: float
+    held: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class Advice:
         padding: places without a token.
         documents, cut_documents, left_out: of the split, of more than one piece, in no pack.
         left_out_tokens: in the documents left out.
+        too_long: documents with media longer than a sequence: a plan of this length is refused, unless they are to be left out.
         media: how many of the most common media spans a sequence holds; 0 where there is none.
         beside: tokens that it holds beside them.
     """
@@ -65,11 +70,14 @@ class Advice:
     cut_documents: int
     left_out: int
     left_out_tokens: int
+    too_long: int
     media: int
     beside: int
 
 
-def common_media(lengths: npt.NDArray[np.int64], spans: SpanTable) -> MediaLength | None:
+def common_media(
+    lengths: npt.NDArray[np.int64], spans: SpanTable, policy: SplitPolicy = SplitPolicy.OVERLONG
+) -> MediaLength | None:
     """The length of media span that most tokens are in; None where there are no media."""
     media = spans.modality != TEXT
     if not media.any():
@@ -80,7 +88,9 @@ def common_media(lengths: npt.NDArray[np.int64], spans: SpanTable) -> MediaLengt
     most = int(np.argmax(kinds[1] * counts))
     modality, length, count = int(kinds[0, most]), int(kinds[1, most]), int(counts[most])
     tokens = int(lengths.sum())
-    return MediaLength(modality, length, count, length * count / max(tokens, 1), (tokens - length * count) / count)
+    these = media & (spans.modality == modality) & (spans.length == length)
+    held = int(held_whole(spans, policy)[these].max())
+    return MediaLength(modality, length, count, length * count / max(tokens, 1), (tokens - length * count) / count, held)
 
 
 def candidates(media: MediaLength | None) -> list[int]:
@@ -91,7 +101,7 @@ def candidates(media: MediaLength | None) -> list[int]:
         for usual in USUAL:
             fit = int(usual // each)
             found |= {_rounded(number * each) for number in (fit, fit + 1) if number}
-    return sorted(n for n in found if media is None or n >= media.length)
+    return sorted(n for n in found if media is None or n >= media.held)
 
 
 def _rounded(tokens: float) -> int:
@@ -112,10 +122,11 @@ def advise(
     Raises:
         ValueError, DataError: as :func:`tokkit.packing.plan.plan_packs`.
     """
-    media = common_media(lengths, spans)
+    media = common_media(lengths, spans, policy)
     found = []
     for seq_len in seq_lens:
         plan = plan_packs(lengths, spans, seq_len, policy)
+        too_long = media_too_long(lengths, spans, seq_len, policy)
         fit = seq_len // media.length if media is not None else 0
         found.append(
             Advice(
@@ -127,6 +138,7 @@ def advise(
                 cut_documents=plan.num_cut_documents,
                 left_out=len(plan.left_out),
                 left_out_tokens=plan.left_out.num_tokens,
+                too_long=0 if too_long is None else too_long.documents,
                 media=fit,
                 beside=seq_len - fit * media.length if media is not None else seq_len,
             )

@@ -1,4 +1,4 @@
-"""Machine instructions that Numba does not offer by name: count trailing zeros, memcpy, and prefetch.
+"""Machine instructions that Numba does not offer by name: counts of bits, memcpy, widening and streaming copies, and prefetch.
 
 All are LLVM intrinsics, so kernels that use them can be cached on disk (a call through ctypes cannot).
 """
@@ -16,6 +16,9 @@ _intrinsic: Any = intrinsic
 
 _I1, _I8, _I64 = ir.IntType(1), ir.IntType(8), ir.IntType(64)
 
+LANES = 32
+LINE = 64
+
 
 @_intrinsic
 def trailing_zeros(typingctx: Any, value: Any) -> Any:
@@ -23,6 +26,16 @@ def trailing_zeros(typingctx: Any, value: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return builder.cttz(args[0], _I1(0))
+
+    return types.int64(types.uint64), generate
+
+
+@_intrinsic
+def ones(typingctx: Any, value: Any) -> Any:
+    """Number of bits (int64) that are set in a uint64."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
 
     return types.int64(types.uint64), generate
 
@@ -57,3 +70,43 @@ def prefetch(typingctx: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.uint64), generate
+
+
+@_intrinsic
+def widen(typingctx: Any, target: Any, source: Any) -> Any:
+    """Copy ``LANES`` uint16 at an address (uint64) to as many int32 at another; any addresses of their types will do."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        narrow, wide = ir.VectorType(ir.IntType(16), LANES), ir.VectorType(ir.IntType(32), LANES)
+        values = builder.load(builder.inttoptr(args[1], narrow.as_pointer()), align=2)
+        builder.store(builder.zext(values, wide), builder.inttoptr(args[0], wide.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64), generate
+
+
+@_intrinsic
+def widen_one(typingctx: Any, target: Any, source: Any) -> Any:
+    """As :func:`widen`, a single number."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        narrow, wide = ir.IntType(16), ir.IntType(32)
+        value = builder.load(builder.inttoptr(args[1], narrow.as_pointer()), align=2)
+        builder.store(builder.zext(value, wide), builder.inttoptr(args[0], wide.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64), generate
+
+
+@_intrinsic
+def stream_line(typingctx: Any, target: Any, source: Any) -> Any:
+    """Copy ``LINE`` bytes to an address (uint64) that is a multiple of it, past the caches: what was there is not read."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        line = ir.VectorType(_I8, LINE)
+        value = builder.load(builder.inttoptr(args[1], line.as_pointer()), align=1)
+        store = builder.store(value, builder.inttoptr(args[0], line.as_pointer()), align=LINE)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.uint64), generate

@@ -11,3 +11,10 @@ class SplitPolicy(StrEnum):
     NEVER = "never"
     OVERLONG = "overlong"
     FILL = "fill"
+
+
+class TooLong(StrEnum):
+    """What becomes of a document with media longer than a sequence (:mod:`tokkit.packing.too_long`)."""
+
+    ERROR = "error"
+    LEAVE_OUT = "leave-out"

@@ -9,8 +9,7 @@
 
 The folder is committed after the plan and apart from it, so that rows can be added to a plan, and removed, at any time.
 
-The copy is one Numba call per block of rows: memcpy from the shards' memory maps by address (:mod:`tokkit.packing.intrinsics`),
-after every range has been checked.
+How tokens come from the shards' memory maps into a block of rows is told in :mod:`tokkit.packing.gather`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numba as nb
@@ -26,8 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from tokkit.errors import DataError, FingerprintMismatch
-from tokkit.packing.intrinsics import copy_bytes, prefetch
-from tokkit.packing.split import Pieces
+from tokkit.packing.gather import TokenFiles, ask, gather_rows, put
+from tokkit.packing.intrinsics import prefetch
 from tokkit.packing.store import (
     RECORD,
     Model,
@@ -40,7 +38,7 @@ from tokkit.packing.store import (
     save_array,
     stored_file,
 )
-from tokkit.shards.native import TokenShards, map_tokens
+from tokkit.shards.native import map_tokens
 from tokkit.storage import record_json, sha256_file
 from tokkit.vocabulary import Ids
 
@@ -48,10 +46,6 @@ FORMAT = "tokkit-rows"
 VERSION = 1
 FOLDER = "rows"
 BLOCK_BYTES = 64 << 20
-
-# Documents of a row lie anywhere: the beginning of one is asked for while those before it are copied.
-AHEAD = 2
-AHEAD_LINES = 4  # of a cache, 64 bytes each
 
 
 class RowsRecord(Model):
@@ -80,167 +74,6 @@ class PackedRows:
     record: RowsRecord
     tokens: Ids
     cu_seqlens: npt.NDArray[np.int32]
-
-
-@dataclass(frozen=True, eq=False)
-class TokenFiles:
-    """The token files of a split, by document, for copying by address.
-
-    Attributes:
-        maps: one array of tokens a file, all of one dtype.
-        file: int32 [D], which file a document is in.
-        offset: int64 [D], its first token in that file.
-        lengths: int64 [D], tokens.
-    """
-
-    maps: list[Ids]
-    file: npt.NDArray[np.int32]
-    offset: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int64]
-
-    @classmethod
-    def of(cls, shards: TokenShards) -> TokenFiles:
-        """Map the files of an output directory's split."""
-        return cls(shards.maps, *shards.placement, shards.lengths)
-
-    @cached_property
-    def _memory(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
-        """uint64 [F] where each file begins in memory, int64 [F] its tokens."""
-        base = np.array([m.ctypes.data for m in self.maps], dtype=np.uint64)
-        return base, np.array([len(m) for m in self.maps], dtype=np.int64)
-
-    def addresses(self, pieces: Pieces) -> npt.NDArray[np.uint64]:
-        """uint64 [N]: where in memory each piece begins.
-
-        Raises:
-            DataError: a piece reaches beyond its document, or a document beyond its file.
-        """
-        found = np.empty(len(pieces), dtype=np.uint64)
-        itemsize = self.maps[0].itemsize if self.maps else 1
-        places = self.file, self.offset, self.lengths, *self._memory
-        wrong, number = _addresses(pieces.document, pieces.start, pieces.length, *places, itemsize, found)
-        if wrong == _NO_DOCUMENT:
-            raise DataError(f"the plan names documents beyond the {len(self.lengths)} of the shards")
-        if wrong == _BEYOND_DOCUMENT:
-            raise DataError(f"the plan reaches beyond the end of document {int(pieces.document[number])}")
-        if wrong == _BEYOND_FILE:
-            raise DataError("a token file is shorter than its index says")
-        return found
-
-    def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in self.__dict__.items() if key != "_memory"}
-
-
-_NO_DOCUMENT, _BEYOND_DOCUMENT, _BEYOND_FILE = 1, 2, 3
-
-
-@nb.njit(cache=True, nogil=True)
-def _addresses(
-    document: npt.NDArray[np.int64],
-    start: npt.NDArray[np.int64],
-    length: npt.NDArray[np.int32],
-    file: npt.NDArray[np.int32],
-    offset: npt.NDArray[np.int64],
-    lengths: npt.NDArray[np.int64],
-    base: npt.NDArray[np.uint64],
-    sizes: npt.NDArray[np.int64],
-    itemsize: int,
-    found: npt.NDArray[np.uint64],
-) -> tuple[int, int]:
-    """Fill ``found``; returns what is wrong, 0 if nothing, and with which piece."""
-    for i in range(document.size):
-        d = document[i]
-        if d < 0 or d >= lengths.size:
-            return _NO_DOCUMENT, i
-        if start[i] < 0 or length[i] < 0 or start[i] + length[i] > lengths[d]:
-            return _BEYOND_DOCUMENT, i
-        begin = offset[d] + start[i]
-        if begin < 0 or begin + length[i] > sizes[file[d]]:
-            return _BEYOND_FILE, i
-        found[i] = base[file[d]] + np.uint64(begin * itemsize)
-    return 0, 0
-
-
-@nb.njit(cache=True, nogil=True)
-def _ask(addresses: npt.NDArray[np.uint64], i: int) -> None:
-    """Have the beginning of a piece read soon, if there is such a piece."""
-    if i < len(addresses):
-        for line in range(AHEAD_LINES):
-            prefetch(addresses[i] + np.uint64(64 * line))
-
-
-@nb.njit(cache=True, nogil=True)
-def _gather(
-    addresses: npt.NDArray[np.uint64],
-    lengths: npt.NDArray[np.int32],
-    offsets: npt.NDArray[np.int64],
-    pad_id: int,
-    out: Ids,
-) -> None:
-    """Copy the pieces of each row one after another and fill the rest; the rows must have room for them."""
-    itemsize = out.itemsize
-    base = out.ctypes.data
-    for row in range(out.shape[0]):
-        at = 0
-        for i in range(offsets[row] - offsets[0], offsets[row + 1] - offsets[0]):
-            _ask(addresses, i + AHEAD)
-            target = np.uint64(base + (row * out.shape[1] + at) * itemsize)
-            copy_bytes(target, addresses[i], np.int64(lengths[i]) * itemsize)
-            at += lengths[i]
-        out[row, at:] = pad_id
-
-
-def gather_rows(files: TokenFiles, plan: StoredPlan, first: int, out: Ids, pad_id: int) -> None:
-    """Fill ``out`` [R, seq_len] (contiguous, the files' dtype) with the packs ``first`` .. ``first + R - 1``.
-
-    Raises:
-        DataError: the plan does not fit the documents, or a pack does not fit into a row.
-    """
-    offsets = np.array(plan.pack_offsets[first : first + len(out) + 1])
-    pieces = plan.pieces.take(slice(int(offsets[0]), int(offsets[-1])))
-    lengths = np.array(pieces.length)
-    ends = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths, dtype=np.int64)])[offsets - offsets[0]]
-    if (np.diff(ends) > out.shape[1]).any() or (np.diff(offsets) < 0).any():
-        raise DataError(f"{plan.folder}: a pack is longer than its sequence")
-    if not out.flags.c_contiguous or any(m.dtype != out.dtype for m in files.maps):
-        raise ValueError("rows must be contiguous and of the files' dtype")
-    _gather(files.addresses(pieces), lengths, offsets, pad_id, out)
-
-
-@nb.njit(cache=True, nogil=True)
-def _gather_wide(
-    addresses: npt.NDArray[np.uint64],
-    lengths: npt.NDArray[np.int32],
-    offsets: npt.NDArray[np.int64],
-    pad_id: int,
-    narrow: Ids,
-    out: npt.NDArray[np.int32],
-) -> None:
-    """As :func:`_gather`, into int32 by way of a row ``narrow`` of the files' dtype."""
-    itemsize = narrow.itemsize
-    base = narrow.ctypes.data
-    for row in range(out.shape[0]):
-        at = 0
-        for i in range(offsets[row], offsets[row + 1]):
-            _ask(addresses, i + AHEAD)
-            copy_bytes(np.uint64(base + at * itemsize), addresses[i], np.int64(lengths[i]) * itemsize)
-            at += lengths[i]
-        for t in range(at):
-            out[row, t] = narrow[t]
-        out[row, at:] = pad_id
-
-
-def gather_ids(
-    files: TokenFiles, pieces: Pieces, offsets: npt.NDArray[np.int64], out: npt.NDArray[np.int32], pad_id: int
-) -> None:
-    """Fill int32 ``out`` [R, seq_len], whatever the files' dtype: row r is ``pieces[offsets[r]:offsets[r + 1]]``, which must
-    have room in it.
-
-    Raises:
-        DataError: a piece is outside of its document.
-    """
-    narrow = np.empty(out.shape[1], dtype=files.maps[0].dtype if files.maps else np.int32)
-    _gather_wide(files.addresses(pieces), pieces.length, offsets, pad_id, narrow, out)
 
 
 def cu_seqlens(plan: StoredPlan) -> npt.NDArray[np.int32]:
@@ -330,3 +163,63 @@ def load_rows(plan: StoredPlan, *, checksums: bool = False) -> PackedRows | None
         raise DataError(f"{path} is not {expected[0]} rows of {expected[1]} {dtype} tokens")
     borders = map_array(folder / "cu_seqlens.npy", record.files["cu_seqlens.npy"], np.int32)
     return PackedRows(record, map_tokens(path, dtype).view(np.ndarray).reshape(expected), borders)
+
+
+_RIGHT, _DAMAGED = -1, -2
+
+
+@nb.njit(cache=True, nogil=True)
+def _read_rows(
+    packs: npt.NDArray[np.int64],
+    pack_offsets: npt.NDArray[np.int64],
+    tokens: Ids,
+    ends: npt.NDArray[np.int32],
+    out: npt.NDArray[np.int32],
+    borders: npt.NDArray[np.int32],
+    numbers: npt.NDArray[np.int32],
+) -> int:
+    """Fill ``out``, ``borders`` and ``numbers``; returns the row of a pack that is none, _DAMAGED, or _RIGHT."""
+    seq_len, most = out.shape[1], borders.shape[1] - 2
+    base, target = np.uint64(tokens.ctypes.data), np.uint64(out.ctypes.data)
+    bytes_of_row = seq_len * tokens.itemsize
+    for row in range(packs.size):
+        if packs[row] < 0 or packs[row] >= len(tokens):
+            return row
+    for row in range(packs.size):
+        ask(base + np.uint64(packs[row] * bytes_of_row))
+        prefetch(np.uint64(ends.ctypes.data + 4 * (pack_offsets[packs[row]] + packs[row])))
+    for row in range(packs.size):
+        pack = packs[row]
+        first, last = pack_offsets[pack] + pack, pack_offsets[pack + 1] + pack
+        if first < 0 or last <= first or last >= ends.size or last - first > most:
+            return _DAMAGED
+        numbers[row] = last - first
+        for n in range(last - first + 1):  # a loop costs less than a slice, where there are few
+            borders[row, n] = ends[first + n]
+        for n in range(last - first + 1, most + 2):
+            borders[row, n] = seq_len
+        following = base + np.uint64(packs[min(row + 1, packs.size - 1)] * bytes_of_row)
+        own = base + np.uint64(pack * bytes_of_row)
+        put(target + np.uint64(4 * row * seq_len), own, seq_len, tokens.itemsize, following)
+    return _RIGHT
+
+
+def read_rows(
+    plan: StoredPlan,
+    rows: PackedRows,
+    packs: npt.NDArray[np.int64],
+    out: npt.NDArray[np.int32],
+    borders: npt.NDArray[np.int32],
+    numbers: npt.NDArray[np.int32],
+) -> None:
+    """As :func:`tokkit.packing.gather.gather_packs`, from materialised rows.
+
+    Raises:
+        DataError: the rows are damaged.
+        IndexError: there is no such pack.
+    """
+    found = _read_rows(packs, plan.pack_offsets, rows.tokens, rows.cu_seqlens, out, borders, numbers)
+    if found >= 0:
+        raise IndexError(f"pack {int(packs[found])} of {plan.num_packs}")
+    if found == _DAMAGED:
+        raise DataError(f"{plan.folder / FOLDER / 'cu_seqlens.npy'} is damaged: it is not of the plan's packs")

@@ -4,11 +4,11 @@ Three policies:
 
 * ``never``: a document is one piece. Documents longer than seq_len are left out.
 * ``overlong``: documents that fit are one piece; longer ones are cut, from the front, into pieces as long as possible. A cut
-  that would fall inside a media span (a picture with its markers, a sound, a video: *atomic*) goes before that span; one that
-  falls into text stays, so that the piece has exactly seq_len tokens. A document with an atomic span longer than seq_len is
-  left out, whole.
+  that would fall inside a media span (a picture with its markers, a sound, a video) goes before that span; one that falls into
+  text stays, so that the piece has exactly seq_len tokens. A sound that is longer than seq_len is cut too, at the last frame
+  that fits (:mod:`tokkit.packing.cuts`). A document with any other media span longer than seq_len is left out, whole.
 * ``fill``: as ``overlong``, and then documents that fit are cut too, where that fills the holes that whole ones with media
-  leave (:mod:`tokkit.packing.fill`).
+  leave (:mod:`tokkit.packing.fill`), and so are sounds that fit.
 
 Everything left out is listed with its reason and with the seq_len it would need. Pieces of one document are in order and
 without gaps: every token of a packed document is in exactly one piece. A piece may be as short as one token (the document's
@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tokkit.errors import DataError
+from tokkit.packing.cuts import cut_within, must_hold
 from tokkit.packing.policy import SplitPolicy
 from tokkit.shards.spans import SpanTable
 from tokkit.vocabulary import MODALITIES
@@ -104,9 +105,10 @@ def _classify(
     span_start: npt.NDArray[np.int64],
     span_length: npt.NDArray[np.int64],
     span_modality: npt.NDArray[np.uint8],
+    span_frame: npt.NDArray[np.int32],
     seq_len: int,
 ) -> tuple[int, int]:
-    """For an over-long document whether it can be cut: (_PACKED, _ATOMIC or _BAD_SPANS, longest atomic span)."""
+    """For an over-long document whether it can be cut: (_PACKED, _ATOMIC or _BAD_SPANS, most tokens that must be together)."""
     longest = 0
     end = 0
     for s in range(first, last):
@@ -114,7 +116,7 @@ def _classify(
             return _BAD_SPANS, longest
         end = span_start[s] + span_length[s]
         if span_modality[s] != TEXT:
-            longest = max(longest, span_length[s])
+            longest = max(longest, must_hold(span_length[s], span_frame[s]))
     return (_ATOMIC if longest > seq_len else _PACKED), longest
 
 
@@ -126,6 +128,7 @@ def _cut(
     span_start: npt.NDArray[np.int64],
     span_length: npt.NDArray[np.int64],
     span_modality: npt.NDArray[np.uint8],
+    span_frame: npt.NDArray[np.int32],
     seq_len: int,
     starts: npt.NDArray[np.int64],
     lengths: npt.NDArray[np.int32],
@@ -140,8 +143,9 @@ def _cut(
         end = min(position + seq_len, length)
         while span < last and span_start[span] + span_length[span] <= end:
             span += 1
-        if span < last and span_start[span] < end and span_modality[span] != TEXT:
-            end = span_start[span]  # > position: an atomic span that began at position would be longer than seq_len
+        if span < last and span_start[span] < end:
+            frame = span_frame[span] if span_length[span] > seq_len else 0  # what a sequence holds is not cut
+            end = cut_within(end, span_start[span], span_length[span], span_modality[span], frame)  # > position
         if write:
             starts[at + pieces] = position
             lengths[at + pieces] = end - position
@@ -157,6 +161,7 @@ def _count_pieces(
     span_start: npt.NDArray[np.int64],
     span_length: npt.NDArray[np.int64],
     span_modality: npt.NDArray[np.uint8],
+    span_frame: npt.NDArray[np.int32],
     seq_len: int,
     cut: bool,
     check: bool,
@@ -177,18 +182,17 @@ def _count_pieces(
         elif length <= seq_len:
             counts[d] = 1
             if check:
-                found, _ = _classify(length, offsets[d], offsets[d + 1], span_start, span_length, span_modality, seq_len)
+                of = offsets[d], offsets[d + 1], span_start, span_length, span_modality, span_frame
+                found, _ = _classify(length, *of, seq_len)
                 if found == _BAD_SPANS:
                     reasons[d] = _BAD_SPANS
         elif not cut:
             reasons[d], needs[d] = _OVERLONG, length
         else:
-            first, last = offsets[d], offsets[d + 1]
-            reasons[d], needs[d] = _classify(length, first, last, span_start, span_length, span_modality, seq_len)
+            of = offsets[d], offsets[d + 1], span_start, span_length, span_modality, span_frame
+            reasons[d], needs[d] = _classify(length, *of, seq_len)
             if reasons[d] == _PACKED:
-                counts[d] = _cut(
-                    length, first, last, span_start, span_length, span_modality, seq_len, no_starts, no_lengths, 0, False
-                )
+                counts[d] = _cut(length, *of, seq_len, no_starts, no_lengths, 0, False)
     return counts, reasons, needs
 
 
@@ -199,6 +203,7 @@ def _write_pieces(
     span_start: npt.NDArray[np.int64],
     span_length: npt.NDArray[np.int64],
     span_modality: npt.NDArray[np.uint8],
+    span_frame: npt.NDArray[np.int32],
     seq_len: int,
     counts: npt.NDArray[np.int64],
     total: int,
@@ -215,10 +220,15 @@ def _write_pieces(
         if lengths[d] <= seq_len:
             starts[at], piece_lengths[at] = 0, lengths[d]
         else:
-            first, last = offsets[d], offsets[d + 1]
-            _cut(lengths[d], first, last, span_start, span_length, span_modality, seq_len, starts, piece_lengths, at, True)
+            of = offsets[d], offsets[d + 1], span_start, span_length, span_modality, span_frame
+            _cut(lengths[d], *of, seq_len, starts, piece_lengths, at, True)
         at += counts[d]
     return document, starts, piece_lengths
+
+
+def aligned(lengths: npt.NDArray[np.int32], align: int) -> npt.NDArray[np.int32]:
+    """The places that pieces of these lengths take: rounded up to multiples of ``align``."""
+    return lengths if align == 1 else -(-lengths // np.int32(align)) * np.int32(align)
 
 
 def needs_spans(lengths: npt.NDArray[np.int64], seq_len: int, policy: SplitPolicy) -> bool:
@@ -260,7 +270,7 @@ def split_documents(
         none = np.zeros(0, dtype=np.int64)
         left_out = LeftOut(none, none, np.zeros(0, dtype=np.uint8), none)
         return Pieces(number, np.zeros_like(number), lengths.astype(np.int32)), left_out
-    table = (spans.offsets, spans.start, spans.length, spans.modality)
+    table = (spans.offsets, spans.start, spans.length, spans.modality, spans.frames)
     counts, reasons, needs = _count_pieces(
         lengths, *table, seq_len, policy is not SplitPolicy.NEVER, policy is SplitPolicy.FILL
     )

@@ -33,7 +33,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tokkit.errors import DataError, FingerprintMismatch, VerificationError
-from tokkit.packing.plan import ALGORITHM, ALGORITHM_VERSION, PackPlan
+from tokkit.packing.plan import ALGORITHM, PackPlan
 from tokkit.packing.policy import SplitPolicy
 from tokkit.packing.split import REASONS, LeftOut, Pieces, Reason
 from tokkit.storage import attempt_name, fsync, read_json, record_json, sha256_file
@@ -98,11 +98,17 @@ class SourceCounts(Model):
 
 
 class ModalityCounts(Model):
-    """What a plan makes of the spans of one modality: ``spans`` in all, ``tokens`` of those in packs."""
+    """What a plan makes of the spans of one modality: ``spans`` in all, ``tokens`` of those in packs.
+
+    Attributes:
+        cut_spans: those of more than one piece.
+        frame_cuts: places at which sounds were cut, between their frames; written where there are any.
+    """
 
     spans: int
     tokens: int
     cut_spans: int
+    frame_cuts: int = 0
     left_out_spans: int
     left_out_tokens: int
 
@@ -116,7 +122,8 @@ class PlanBounds(Model):
 
 class PlanRecord(Model):
     """The content of ``plan.json``; ``shards`` is the fingerprint of the token shards, ``left_out`` counts by reason.
-    ``by_source`` and ``by_modality`` are empty where they were not asked for, the latter too where nothing was cut or left out.
+    ``by_source`` and ``by_modality`` are empty where they were not asked for, the latter too where nothing was cut or left out;
+    ``align`` and ``mixing`` are written where they were asked for.
 
     ``digest`` is the SHA-256 of the rest (:func:`tokkit.storage.digest_of`), set where the record is written.
     """
@@ -128,6 +135,8 @@ class PlanRecord(Model):
     seq_len: int
     policy: SplitPolicy
     max_documents: int | None = None
+    align: int = Field(default=1, ge=1)
+    mixing: float = Field(default=0.0, ge=0, le=1)
     algorithm: str
     algorithm_version: int
     shards: str
@@ -298,7 +307,14 @@ def save_plan(
         files[LEFT_OUT] = stored_file(temporary / LEFT_OUT)
         record = _record(plan, name, split, shards, files)
         record = record.model_copy(update={"by_source": by_source or {}, "by_modality": by_modality or {}})
-        (temporary / RECORD).write_text(record_json(record.model_dump(mode="json")))
+        entry = record.model_dump(mode="json")
+        for key, usual in (("align", 1), ("mixing", 0)):
+            if entry[key] == usual:
+                del entry[key]
+        for counts in entry["by_modality"].values():
+            if not counts["frame_cuts"]:
+                del counts["frame_cuts"]
+        (temporary / RECORD).write_text(record_json(entry))
     return load_plan(folder)
 
 
@@ -324,8 +340,10 @@ def _record(plan: PackPlan, name: str, split: str, shards: str, files: dict[str,
         seq_len=plan.seq_len,
         policy=plan.policy,
         max_documents=plan.max_documents,
+        align=plan.align,
+        mixing=plan.mixing,
         algorithm=ALGORITHM,
-        algorithm_version=ALGORITHM_VERSION,
+        algorithm_version=plan.algorithm_version,
         shards=shards,
         counts=counts,
         left_out={Reason(reason): n for reason, n in plan.left_out.by_reason().items()},

@@ -11,7 +11,8 @@ at once, where packing each window by itself, as trainers do, loses 0.4 %.
 ...         row = [documents.pop(n) for n in pack]
 >>> rest = packer.flush()
 
-What packs there are depends on the lengths in their order and on the settings, not on how they arrived.
+What packs there are depends on the lengths in their order and on the settings, not on how they arrived. With ``mixing`` that
+share of each window, the longest, is not sorted but packed as it came (:mod:`tokkit.packing.mixing` tells what for).
 """
 
 from __future__ import annotations
@@ -29,146 +30,176 @@ from tokkit.packing.split import MAX_SEQ_LEN
 
 WINDOW, CARRY = 4096, 256
 _NONE = np.zeros(0, dtype=np.int64)
+_LOW = (1 << 32) - 1
+_DIGIT_BITS = 8  # of a radix sort
+_DIGIT = 1 << _DIGIT_BITS
+_FEW = 64  # documents, that are sorted by insertion
+_PART = 1 << 18  # documents that are gone through at once, so that what they need stays in a cache
 
 Array = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.int32]
+Keys = npt.NDArray[np.uint64]
 
 
 @nb.njit(cache=True, nogil=True)
-def _set(words: npt.NDArray[np.uint64], summary: npt.NDArray[np.uint64], bit: int) -> None:
-    words[bit >> 6] |= np.uint64(1) << np.uint64(bit & 63)
-    summary[bit >> 12] |= np.uint64(1) << np.uint64((bit >> 6) & 63)
+def _window_order(lengths: Ids, begin: int, end: int, seq_len: int, ahead: int, keys: Keys, other: Keys, places: Ids) -> Keys:
+    """The documents of a window in the order in which they are packed: the number within the window in the low half of each.
 
-
-@nb.njit(cache=True, nogil=True)
-def _clear(words: npt.NDArray[np.uint64], summary: npt.NDArray[np.uint64], bit: int) -> None:
-    words[bit >> 6] &= ~(np.uint64(1) << np.uint64(bit & 63))
-    if words[bit >> 6] == 0:
-        summary[bit >> 12] &= ~(np.uint64(1) << np.uint64((bit >> 6) & 63))
+    Longest first, equal ones as they came; but the ``ahead`` longest as they came.
+    """
+    count = end - begin
+    for i in range(count):
+        keys[i] = (np.uint64(seq_len - lengths[begin + i]) << np.uint64(32)) | np.uint64(i)
+    if count < _FEW:
+        for i in range(1, count):
+            key = keys[i]
+            j = i
+            while j > 0 and keys[j - 1] > key:
+                keys[j] = keys[j - 1]
+                j -= 1
+            keys[j] = key
+    else:
+        shift = 32
+        while (seq_len >> (shift - 32)) > 0:
+            places[:] = 0
+            for i in range(count):
+                places[(keys[i] >> np.uint64(shift)) & np.uint64(_DIGIT - 1)] += 1
+            total = 0
+            for digit in range(_DIGIT):
+                size = places[digit]
+                places[digit] = total
+                total += size
+            for i in range(count):
+                own = np.int64((keys[i] >> np.uint64(shift)) & np.uint64(_DIGIT - 1))
+                other[places[own]] = keys[i]
+                places[own] += 1
+            keys, other = other, keys
+            shift += _DIGIT_BITS
+    if ahead > 0:
+        for i in range(count):
+            other[i] = 0
+        for i in range(ahead):
+            other[keys[i] & np.uint64(_LOW)] = 1
+        rest = count - 1
+        for i in range(count - 1, ahead - 1, -1):  # those held back stay behind, in their order
+            keys[rest] = keys[i]
+            rest -= 1
+        at = 0
+        for i in range(count):
+            if other[i] != 0:
+                keys[at] = np.uint64(i)
+                at += 1
+    return keys
 
 
 @nb.njit(cache=True, nogil=True)
 def _pack_windows(
-    lengths: npt.NDArray[np.int32],
+    lengths: Ids,
     seen: int,
     window: int,
     carry: int,
     most: int,
     seq_len: int,
+    mixing: float,
     rooms: Array,
     counts: Array,
     documents: Array,
-) -> tuple[Array, Array, Array, Array, Array]:
+    sizes: Array,
+    out: Array,
+) -> tuple[int, int, Array, Array, Array]:
     """Pack documents window by window.
 
     Args:
         lengths: int32 [N]; the first of them is document number ``seen``.
         most: documents that a pack may hold.
         rooms, counts, documents: of the open packs: int64 [K] room, int64 [K] number of documents, and these, pack by pack.
+        sizes, out: are given the number of documents of each closed pack, and these, pack by pack.
 
     Returns:
-        of the closed packs int64 [P] the number of documents and int64 these, pack by pack; of the open ones rooms, counts and
-        documents.
+        how many of both there are; of the open packs rooms, counts and documents.
     """
     # Packs and documents live in slots; what is closed gives its slots back.
     slots = max(rooms.size, min(carry, lengths.size)) + window  # open from before, or from the window before, and new ones
-    room = np.empty(slots, dtype=np.int64)
-    held = np.empty(slots, dtype=np.int64)
-    first = np.empty(slots, dtype=np.int64)  # document slots, a list a pack
-    last = np.empty(slots, dtype=np.int64)
-    following = np.empty(slots, dtype=np.int64)  # pack with the same room
-    free = np.empty(slots, dtype=np.int64)
+    room = np.empty(slots, dtype=np.int32)
+    held = np.empty(slots, dtype=np.int32)
+    newest = np.empty(slots, dtype=np.int32)  # document slot, of a list from the newest to the oldest
+    following = np.empty(slots, dtype=np.int32)  # pack with the same room
+    free = np.empty(slots, dtype=np.int32)
     free_packs = 0
     for slot in range(slots - 1, rooms.size - 1, -1):
         free[free_packs] = slot
         free_packs += 1
     number = np.empty(documents.size + 2 * window, dtype=np.int64)
-    after = np.empty(number.size, dtype=np.int64)
-    gone = np.empty(number.size, dtype=np.int64)
+    before = np.empty(number.size, dtype=np.int32)
+    gone = np.empty(number.size, dtype=np.int32)
     free_documents = 0
     for slot in range(number.size - 1, documents.size - 1, -1):
         gone[free_documents] = slot
         free_documents += 1
 
-    head = np.full(seq_len + 1, -1, dtype=np.int64)
+    head = np.full(seq_len + 1, -1, dtype=np.int32)
     words = np.zeros((seq_len >> 6) + 1, dtype=np.uint64)
     summary = np.zeros((words.size + 63) >> 6, dtype=np.uint64)
     at = 0
     for k in range(rooms.size):
         room[k], held[k] = rooms[k], counts[k]
-        first[k], last[k] = at, at + counts[k] - 1
         for d in range(at, at + counts[k]):
-            number[d], after[d] = documents[d], d + 1
-        after[last[k]] = -1
+            number[d], before[d] = documents[d], d - 1 if d > at else -1
         at += counts[k]
+        newest[k] = at - 1
     for k in range(rooms.size - 1, -1, -1):
         following[k] = head[room[k]]
         head[room[k]] = k
-        _set(words, summary, room[k])
+        words[room[k] >> 6] |= np.uint64(1) << np.uint64(room[k] & 63)
+        summary[room[k] >> 12] |= np.uint64(1) << np.uint64((room[k] >> 6) & 63)
     still = rooms.size
 
-    # The window's documents by length, the longest first: bit seq_len - length.
-    of_length = np.full(seq_len + 1, -1, dtype=np.int64)
-    behind = np.empty(window, dtype=np.int64)
-    length_words = np.zeros(words.size, dtype=np.uint64)
-    length_summary = np.zeros(summary.size, dtype=np.uint64)
-
-    sizes = np.empty(lengths.size + rooms.size, dtype=np.int64)
-    out = np.empty(lengths.size + documents.size, dtype=np.int64)
+    keys, other = np.empty(window, dtype=np.uint64), np.empty(window, dtype=np.uint64)
+    places = np.empty(_DIGIT, dtype=np.int32)
     packs = written = 0
-    kept = np.empty(slots, dtype=np.int64)
-    full = np.empty(slots, dtype=np.int64)
+    full = np.empty(slots, dtype=np.int32)
     for begin in range(0, lengths.size, window):
         end = min(begin + window, lengths.size)
         if free_documents < end - begin:
             more = number.size + window
-            number, after, gone = _longer(number, more), _longer(after, more), _longer(gone, more)
+            number, before, gone = _longer(number, more), _longer(before, more), _longer(gone, more)
             for slot in range(more - 1, more - 1 - window, -1):
                 gone[free_documents] = slot
                 free_documents += 1
-        for i in range(end - 1, begin - 1, -1):
-            key = seq_len - lengths[i]
-            behind[i - begin] = of_length[key]
-            of_length[key] = i - begin
-            _set(length_words, length_summary, key)
+        ahead = min(end - begin, round(mixing * (end - begin)))
+        order = _window_order(lengths, begin, end, seq_len, ahead, keys, other, places)
         closing = 0
-        key = next_residual(length_words, length_summary, 0)
-        while key >= 0:
-            length = seq_len - key
-            item = of_length[key]
-            while item >= 0:
-                there = next_residual(words, summary, length)
-                if there < 0:
-                    free_packs -= 1
-                    pack = free[free_packs]
-                    room[pack], held[pack], first[pack] = seq_len, 0, -1
-                    still += 1
-                else:
-                    pack = head[there]
-                    head[there] = following[pack]
-                    if head[there] < 0:
-                        _clear(words, summary, there)
-                free_documents -= 1
-                slot = gone[free_documents]
-                number[slot], after[slot] = seen + begin + item, -1
-                if first[pack] < 0:
-                    first[pack] = slot
-                else:
-                    after[last[pack]] = slot
-                last[pack] = slot
-                room[pack] -= length
-                held[pack] += 1
-                left = room[pack]
-                if left > 0 and held[pack] < most:
-                    following[pack] = head[left]
-                    head[left] = pack
-                    _set(words, summary, left)
-                else:
-                    full[closing] = pack
-                    closing += 1
-                item = behind[item]
-            of_length[key] = -1
-            _clear(length_words, length_summary, key)
-            key = next_residual(length_words, length_summary, key + 1) if key < seq_len else -1
+        for i in range(end - begin):
+            item = np.int64(order[i] & np.uint64(_LOW))
+            length = lengths[begin + item]
+            there = next_residual(words, summary, length)
+            free_documents -= 1
+            slot = gone[free_documents]
+            number[slot] = seen + begin + item
+            if there < 0:
+                free_packs -= 1
+                pack = free[free_packs]
+                left, holds = seq_len - length, 1
+                before[slot] = -1
+                still += 1
+            else:
+                pack = head[there]
+                head[there] = following[pack]
+                if head[there] < 0:
+                    _clear(words, summary, there)
+                left, holds = there - length, held[pack] + 1
+                before[slot] = newest[pack]
+            newest[pack] = slot
+            held[pack] = holds
+            if left > 0 and holds < most:
+                room[pack] = left
+                following[pack] = head[left]
+                head[left] = pack
+                words[left >> 6] |= np.uint64(1) << np.uint64(left & 63)
+                summary[left >> 12] |= np.uint64(1) << np.uint64((left >> 6) & 63)
+            else:
+                full[closing] = pack
+                closing += 1
         # Close the fullest of the others, until only ``carry`` are open.
         while still - closing > carry:
             there = next_residual(words, summary, 0)
@@ -182,21 +213,20 @@ def _pack_windows(
             pack = full[c]
             sizes[packs] = held[pack]
             packs += 1
-            slot = first[pack]
-            while slot >= 0:
-                out[written] = number[slot]
-                written += 1
+            written += held[pack]
+            slot = newest[pack]
+            for k in range(1, held[pack] + 1):
+                out[written - k] = number[slot]
                 gone[free_documents] = slot
                 free_documents += 1
-                slot = after[slot]
+                slot = before[slot]
             free[free_packs] = pack
             free_packs += 1
         still -= closing
     # What is open, the fullest first.
-    open_rooms = np.empty(still, dtype=np.int64)
-    open_counts = np.empty(still, dtype=np.int64)
-    total = 0
-    k = 0
+    open_rooms, open_counts = np.empty(still, dtype=np.int64), np.empty(still, dtype=np.int64)
+    kept = np.empty(still, dtype=np.int32)
+    total = k = 0
     there = next_residual(words, summary, 0)
     while there >= 0:
         pack = head[there]
@@ -210,19 +240,36 @@ def _pack_windows(
     open_documents = np.empty(total, dtype=np.int64)
     at = 0
     for k in range(still):
-        slot = first[kept[k]]
-        while slot >= 0:
-            open_documents[at] = number[slot]
-            at += 1
-            slot = after[slot]
-    return sizes[:packs].copy(), out[:written].copy(), open_rooms, open_counts, open_documents
+        at += open_counts[k]
+        slot = newest[kept[k]]
+        for d in range(1, open_counts[k] + 1):
+            open_documents[at - d] = number[slot]
+            slot = before[slot]
+    return packs, written, open_rooms, open_counts, open_documents
 
 
 @nb.njit(cache=True, nogil=True)
-def _longer(array: Array, size: int) -> Array:
-    more = np.empty(size, dtype=np.int64)
+def _clear(words: Keys, summary: Keys, bit: int) -> None:
+    word = bit >> 6
+    words[word] &= ~(np.uint64(1) << np.uint64(bit & 63))
+    if words[word] == 0:
+        summary[word >> 6] &= ~(np.uint64(1) << np.uint64(word & 63))
+
+
+@nb.njit(cache=True, nogil=True)
+def _longer(array: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
+    more = np.empty(size, dtype=array.dtype)
     more[: array.size] = array
     return more
+
+
+@nb.njit(cache=True, nogil=True)
+def _within(lengths: Array, seq_len: int) -> bool:
+    """Whether none is outside of 1..seq_len."""
+    right = True
+    for i in range(lengths.size):
+        right &= 1 <= lengths[i] <= seq_len
+    return right
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,6 +302,7 @@ class StreamPacker:
         window: documents that are packed together.
         carry: packs that stay open between two windows, at most.
         max_documents: that a pack may hold; None is without bound.
+        mixing: 0..1, share of a window's documents that are packed in the order in which they came.
 
     Attributes:
         packs: that were closed so far.
@@ -263,10 +311,21 @@ class StreamPacker:
         ValueError: a number out of range.
     """
 
-    def __init__(self, seq_len: int, *, window: int = WINDOW, carry: int = CARRY, max_documents: int | None = None) -> None:
-        if not 1 <= seq_len <= MAX_SEQ_LEN or window < 1 or carry < 0 or (max_documents is not None and max_documents < 1):
-            raise ValueError(f"seq_len {seq_len}, window {window}, carry {carry}, max_documents {max_documents}")
+    def __init__(
+        self,
+        seq_len: int,
+        *,
+        window: int = WINDOW,
+        carry: int = CARRY,
+        max_documents: int | None = None,
+        mixing: float = 0.0,
+    ) -> None:
+        wrong = not 1 <= seq_len <= MAX_SEQ_LEN or not 1 <= window < 1 << 31 or carry < 0 or not 0 <= mixing <= 1
+        if wrong or (max_documents is not None and max_documents < 1):
+            told = f"window {window}, carry {carry}, max_documents {max_documents}, mixing {mixing}"
+            raise ValueError(f"seq_len {seq_len}, {told}")
         self.seq_len, self.window, self.carry, self.max_documents = seq_len, window, carry, max_documents
+        self.mixing = mixing
         self._seen = 0  # documents
         self._waiting = np.zeros(0, dtype=np.int32)  # lengths of documents that do not fill a window
         self._rooms = self._counts = self._documents = _NONE  # of the open packs
@@ -295,37 +354,56 @@ class StreamPacker:
             ValueError: a length outside of 1..seq_len; cut or leave out longer documents before.
         """
         more = np.asarray(lengths, dtype=np.int64)
-        if more.ndim != 1 or (more.size and (int(more.min()) < 1 or int(more.max()) > self.seq_len)):
+        if more.ndim != 1 or not _within(more, self.seq_len):
             raise ValueError(f"lengths must be one array of 1..{self.seq_len}")
-        waiting = np.concatenate([self._waiting, more.astype(np.int32)])
-        whole = len(waiting) - len(waiting) % self.window
-        self._waiting = waiting[whole:].copy()
-        return self._pack(waiting[:whole], self.carry)
+        documents = np.empty(len(self._documents) + len(self._waiting) + more.size, dtype=np.int64)
+        part = max(self.window, _PART - _PART % self.window)
+        sizes, taken, written = [_NONE], 0, 0
+        while taken < more.size:
+            size = part - len(self._waiting)
+            waiting = np.concatenate([self._waiting, more[taken : taken + size].astype(np.int32)])
+            taken += size
+            whole = len(waiting) - len(waiting) % self.window
+            self._waiting = waiting[whole:].copy()
+            closed, count = self._pack(waiting[:whole], self.carry, documents[written:])
+            sizes.append(closed)
+            written += count
+        return ClosedPacks(np.concatenate(sizes), documents[:written])
 
     def flush(self) -> ClosedPacks:
         """End the stream: pack what is left of a window, and close everything."""
         rest, self._waiting = self._waiting, np.zeros(0, dtype=np.int32)
-        packed = self._pack(rest, 0)
+        documents = np.empty(len(self._documents) + len(rest), dtype=np.int64)
+        sizes, count = self._pack(rest, 0, documents)
         left = ClosedPacks(self._counts, self._documents)  # all that was open, where no document was left
         self._rooms = self._counts = self._documents = _NONE
         self.packs += len(left)
-        return ClosedPacks(np.concatenate([packed.sizes, left.sizes]), np.concatenate([packed.documents, left.documents]))
+        return ClosedPacks(np.concatenate([sizes, left.sizes]), np.concatenate([documents[:count], left.documents]))
 
-    def _pack(self, lengths: npt.NDArray[np.int32], carry: int) -> ClosedPacks:
+    def _pack(self, lengths: Ids, carry: int, documents: Array) -> tuple[Array, int]:
+        """Pack windows: the sizes of the packs that are closed by it, and how many ``documents`` these were written to."""
         if not len(lengths):
-            return ClosedPacks(_NONE, _NONE)
+            return _NONE, 0
         opened = self._rooms, self._counts, self._documents
         most = self.max_documents or MAX_SEQ_LEN
-        packed = _pack_windows(lengths, self._seen, self.window, carry, most, self.seq_len, *opened)
-        self._rooms, self._counts, self._documents = packed[2:]
+        sizes = np.empty(len(lengths) + len(self._rooms), dtype=np.int64)
+        settings = self.window, carry, most, self.seq_len, float(self.mixing)
+        packs, written, *left = _pack_windows(lengths, self._seen, *settings, *opened, sizes, documents)
+        self._rooms, self._counts, self._documents = left
         self._seen += len(lengths)
         self._taken += int(lengths.sum(dtype=np.int64))
-        self.packs += len(packed[0])
-        return ClosedPacks(packed[0], packed[1])
+        self.packs += packs
+        return sizes[:packs].copy(), written
 
     def state_dict(self) -> dict[str, Any]:
         """What is open and what waits, JSON-compatible: with it another packer goes on as this one would."""
-        settings = {"seq_len": self.seq_len, "window": self.window, "carry": self.carry, "max_documents": self.max_documents}
+        settings: dict[str, float | None] = {
+            "seq_len": self.seq_len,
+            "window": self.window,
+            "carry": self.carry,
+            "max_documents": self.max_documents,
+        }
+        settings |= {"mixing": self.mixing} if self.mixing else {}
         counts = {"seen": self._seen, "taken": self._taken, "packs": self.packs}
         arrays: dict[str, npt.NDArray[Any]] = {
             "waiting": self._waiting,
@@ -338,7 +416,8 @@ class StreamPacker:
     @classmethod
     def of_state(cls, state: Mapping[str, Any]) -> StreamPacker:
         """The packer that a state is of."""
-        packer = cls(state["seq_len"], window=state["window"], carry=state["carry"], max_documents=state["max_documents"])
+        keys = ("window", "carry", "max_documents")
+        packer = cls(state["seq_len"], **{key: state[key] for key in keys}, mixing=state.get("mixing", 0.0))
         packer._seen, packer._taken, packer.packs = state["seen"], state["taken"], state["packs"]
         packer._waiting = np.array(state["waiting"], dtype=np.int32)
         packer._rooms, packer._counts, packer._documents = (

@@ -6,13 +6,14 @@ environment; times and hosts are under ``run/``.
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tokkit.errors import DataError
+from tokkit.errors import DataError, UsageError
 from tokkit.interleave import Layout
 from tokkit.storage import read_json, sha256_file
 
@@ -195,6 +196,11 @@ class CalibrationEntry(_Model):
     overflowed: int
 
     @property
+    def seen(self) -> int:
+        """Pictures that were compared."""
+        return self.pictures
+
+    @property
     def agreement(self) -> float:
         """Share of equal codes; 1 where there was no picture."""
         return self.equal_codes / self.codes if self.codes else 1.0
@@ -206,6 +212,52 @@ class CalibrationEntry(_Model):
             return f"{mode} was not compared with fp32: the documents that were looked at hold no picture"
         counted = f"{self.equal_codes:,} of {self.codes:,}, {self.pictures} pictures"
         return f"{mode} keeps {self.agreement:.2%} of fp32's codes ({counted})"
+
+
+class FeatureCalibrationEntry(_Model):
+    """How far a fast mode of encoding agrees with float32's features, on items of the run's own.
+
+    Attributes:
+        numeric, precision, acceleration: as for codes.
+        items, tokens: that were encoded both ways; an item's pooled embedding is a token too.
+        error: relative error: root mean square of the difference over that of float32's features; of all tokens together.
+        worst_error: that of the worst item.
+        cosine: the least between a token and float32's.
+        overflowed: items that float16 could not hold, and that were encoded in float32 therefore.
+    """
+
+    numeric: str
+    precision: str
+    acceleration: str
+    items: int
+    tokens: int
+    error: float
+    worst_error: float
+    cosine: float
+    overflowed: int
+
+    @property
+    def seen(self) -> int:
+        """Items that were compared."""
+        return self.items
+
+    @property
+    def agreement(self) -> float:
+        """1 less the relative error; 1 where there was no item."""
+        return 1.0 - self.error
+
+    def told(self) -> str:
+        """In words."""
+        mode = self.precision + ("" if self.acceleration == "none" else f" with {self.acceleration}")
+        if not self.items:
+            return f"{mode} was not compared with fp32: the documents that were looked at hold nothing to encode"
+        return (
+            f"{mode} is within {self.error:.2%} of fp32's features (the worst of {self.items} items {self.worst_error:.2%}, "
+            f"the least cosine of {self.tokens:,} tokens {self.cosine:.6f}): agreement {self.agreement:.4f}"
+        )
+
+
+AnyCalibration = CalibrationEntry | FeatureCalibrationEntry
 
 
 class Mixed(_Model):
@@ -256,7 +308,7 @@ class RunManifest(_Model):
     semantic_fingerprint: str
     numeric: dict[str, object]
     numeric_fingerprint: str
-    calibrations: list[CalibrationEntry] = Field(default_factory=list)
+    calibrations: list[AnyCalibration] = Field(default_factory=list)
     mixed: Mixed | None = None
     tokenizers: dict[str, TokenizerEntry]
     trial: dict[str, object] | None
@@ -297,6 +349,39 @@ def file_entry(path: Path) -> ShardFile:
     return ShardFile(name=path.name, bytes=path.stat().st_size, sha256=sha256_file(path))
 
 
+def product_of(directory: Path) -> str | None:
+    """Which product a directory holds, or is to hold once its run is finished, as its fingerprint has it: ``features``; None
+    of token shards, and of what is no output."""
+    for name in (NAME, "config.json"):
+        try:
+            semantic = read_json(directory / name).get("semantic")
+            return semantic.get("product") if isinstance(semantic, dict) else None
+        except (DataError, OSError, AttributeError):
+            continue  # what is wrong with it is told by whoever reads it for what it says
+    return None
+
+
+def unfinished(directory: Path) -> DataError:
+    """What to say of a directory in which a run has begun, and that has no manifest."""
+    command = "tokkit features" if product_of(directory) == "features" else "tokkit shard"
+    return DataError(f"{directory} is not finished: run the same `{command}` command again to complete it")
+
+
+def refuse_url(directory: Path) -> None:
+    """Say of a URL that it is one: what reads an output maps its files, which must lie on a disk.
+
+    Raises:
+        UsageError: ``directory`` is a URL that was taken for a path.
+    """
+    found = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]+):/+([^/].*)", str(directory))
+    if found is not None:
+        raise UsageError(
+            f"{found[1]}://{found[2]} is in an object store, and files are mapped from a disk here: download it first (for S3 "
+            f"by `aws s3 sync`), all but run/. A URL is taken by `tokkit verify`, `inspect`, `pack` and `finish`, and by --out "
+            f"of what makes it"
+        )
+
+
 def load_manifest(directory: Path) -> Manifest:
     """Read ``manifest.json``.
 
@@ -306,7 +391,8 @@ def load_manifest(directory: Path) -> Manifest:
     path = directory / NAME
     if not path.exists():
         if (directory / "run").is_dir():
-            raise DataError(f"{directory} is not finished: run the same `tokkit shard` command again to complete it")
+            raise unfinished(directory)
+        refuse_url(directory)
         raise DataError(f"{directory} holds no token shards (no {NAME})")
     entry = read_json(path)
     if isinstance(entry, dict) and entry.get("format") == "tokkit-features":

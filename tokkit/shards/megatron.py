@@ -8,12 +8,12 @@ sequence numbers. tokkit writes one sequence a document, because Megatron-LM shu
 from __future__ import annotations
 
 import struct
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from tokkit.errors import DataError
+from tokkit.places import Place
 
 MAGIC = b"MMIDIDX\x00\x00"
 HEADER = struct.Struct("<9sQBQQ")
@@ -44,7 +44,7 @@ def index_bytes(lengths: npt.NDArray[np.int64], dtype: np.dtype) -> bytes:
     )
 
 
-def read_index(path: Path) -> tuple[np.dtype, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def read_index(path: Place) -> tuple[np.dtype, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Read an ``.idx`` of one sequence a document.
 
     Returns:

@@ -11,11 +11,9 @@ what is held out never share a file. A unit's payload (``run/payloads``) is a ``
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
-from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
 
@@ -26,11 +24,12 @@ import pyarrow.parquet as pq
 
 from tokkit.errors import DataError
 from tokkit.failpoints import failpoint
-from tokkit.interleave import Span
+from tokkit.places import Place, parquet, read_part
 from tokkit.sequences import Column, Spans
 from tokkit.shards.manifest import Manifest, ShardFile, load_manifest
 from tokkit.shards.megatron import index_bytes, read_index
 from tokkit.shards.spans import SPAN_TYPE, SpanTable, spans_column
+from tokkit.sources.remote import RemotePath
 from tokkit.storage import attempt_name, fsync, sha256_file
 from tokkit.vocabulary import Ids
 
@@ -52,44 +51,14 @@ ROW_GROUP = 8192
 WRITE_BYTES = 1 << 20  # tokens are written and hashed in pieces of about so much
 
 
-@dataclass(frozen=True, slots=True)
-class DocumentRow:
-    """What a shard says of one document, apart from its tokens.
-
-    Attributes:
-        id, source, locator, hash: see :class:`tokkit.documents.Document`.
-        unit: number of the work unit that it was read in.
-        split: ``train`` or ``val``.
-        tokens: number of tokens, document markers included.
-        metadata: the asked-for fields as a JSON object, or None.
-        spans: in order.
-    """
-
-    id: str
-    source: str
-    locator: str
-    unit: int
-    split: str
-    tokens: int
-    hash: str
-    metadata: str | None
-    spans: tuple[Span, ...]
-
-
-_PLAIN_FIELDS = attrgetter(*DOCUMENT_SCHEMA.names[:-1])
-
-
-def _table_of(rows: Sequence[DocumentRow]) -> pa.Table:
-    """Rows as a table of :data:`DOCUMENT_SCHEMA`."""
-    columns = dict(zip(DOCUMENT_SCHEMA.names, zip(*map(_PLAIN_FIELDS, rows), strict=True), strict=False))
-    return document_table(columns, Spans.of([row.spans for row in rows]))
-
-
 def document_table(columns: Mapping[str, Column], spans: Spans) -> pa.Table:
     """Documents as a table of :data:`DOCUMENT_SCHEMA`.
 
     Args:
-        columns: the values of all documents by the name of :class:`DocumentRow`'s attributes, but for the spans.
+        columns: the values of all documents by the schema's names, but for the spans: ``id``, ``source``, ``locator`` and
+            ``hash`` as in :class:`tokkit.documents.Document`, ``unit`` (number of the work unit that it was read in), ``split``
+            (``train`` or ``val``), ``tokens`` (their number, document markers included) and ``metadata`` (the asked-for
+            fields as a JSON object, or None).
         spans: of all documents.
     """
     arrays = []
@@ -133,7 +102,6 @@ class ShardWriter:
             self._bin.close()
             self._remove_temporary()
             raise
-        self._rows: list[DocumentRow] = []
         self._ids: list[bytes] = []
         self._waiting = 0  # bytes in _ids
         self._tables: list[pa.Table] = []
@@ -141,18 +109,8 @@ class ShardWriter:
         self.documents = 0
         self.tokens = 0
 
-    def add(self, ids: npt.NDArray[np.integer], row: DocumentRow) -> None:
-        """Append a document."""
-        self._rows.append(row)
-        self._write_tokens(ids)
-        self._lengths.append(np.array([len(ids)], dtype=np.int64))
-        self.documents += 1
-        if len(self._rows) >= ROW_GROUP:
-            self._gather_rows()
-
     def extend(self, ids: npt.NDArray[np.integer], table: pa.Table) -> None:
         """Append documents: their tokens one after another, and their rows (of :func:`document_table` or another shard)."""
-        self._gather_rows()
         self._tables.append(table)
         self._write_tokens(ids)
         self._lengths.append(table.column("tokens").to_numpy())
@@ -170,7 +128,6 @@ class ShardWriter:
         Returns:
             by suffix, what was written.
         """
-        self._gather_rows()
         self._write_groups(1)
         self._flush_tokens()
         self._bin.close()
@@ -205,12 +162,6 @@ class ShardWriter:
         self._ids, self._waiting = [], 0
         self._bin.write(data)
         self._digest.update(data)
-
-    def _gather_rows(self) -> None:
-        if self._rows:
-            self._tables.append(_table_of(self._rows))
-            self._rows = []
-            self._write_groups(ROW_GROUP)
 
     def _write_groups(self, at_least: int) -> None:
         """Write row groups of exactly ROW_GROUP rows (the bytes do not depend on how rows arrived), at the end what is left."""
@@ -257,13 +208,16 @@ class TokenShards:
         dtype: of the tokens.
         lengths: int64 [D], tokens of each document.
         fingerprint: SHA-256 over the shards' checksums: identifies the content that a packing plan was made for.
+
+    Args:
+        place: where the shards lie, if not in the directory; of those in an object store only what is asked for is read.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, split: str) -> None:
+    def __init__(self, directory: Path, manifest: Manifest, split: str, place: Place | None = None) -> None:
         self.directory, self.manifest, self.split = directory, manifest, split
         self.dtype = np.dtype(manifest.dtype)
         self.shards = manifest.splits[split].shards
-        self._base = directory / "tokens" / split
+        self._base: Place = (place or directory) / "tokens" / split
         parts = []
         for shard in self.shards:
             dtype, lengths, _ = read_index(self._base / shard.files["idx"].name)
@@ -289,7 +243,8 @@ class TokenShards:
 
     @cached_property
     def maps(self) -> list[Ids]:
-        """The token files, one read-only memory map each; opened anew in each process."""
+        """The token files, one read-only memory map each; opened anew in each process. Not of shards in an object store."""
+        assert isinstance(self._base, Path)
         return [map_tokens(self._base / s.files["bin"].name, self.dtype) for s in self.shards]
 
     @cached_property
@@ -305,13 +260,17 @@ class TokenShards:
         return {k: v for k, v in self.__dict__.items() if k != "maps"} | {"_group": None}
 
     def tokens(self, document: int, start: int = 0, stop: int | None = None) -> Ids:
-        """A document's tokens, or a part of them: a read-only view of the memory map."""
+        """A document's tokens, or a part of them: a read-only view of the memory map, where there is one."""
         length = int(self.lengths[document])
         stop = length if stop is None else stop
         if not 0 <= start <= stop <= length:
             raise IndexError(f"tokens {start}:{stop} of document {document}, which has {length}")
         file, first = self.placement
         offset = int(first[document])
+        if isinstance(self._base, RemotePath):
+            path, size = self._base / self.shards[file[document]].files["bin"].name, self.dtype.itemsize
+            data = read_part(path, (offset + start) * size, (stop - start) * size)
+            return np.frombuffer(data, self.dtype.newbyteorder("<"))
         return self.maps[file[document]][offset + start : offset + stop]
 
     @cached_property
@@ -328,7 +287,7 @@ class TokenShards:
     @cached_property
     def spans(self) -> SpanTable:
         """The spans of all documents."""
-        return SpanTable.from_columns([t.column("spans") for t in self.tables(["spans"])])
+        return SpanTable.from_columns([t.column("spans") for t in self.tables(["spans"])], self.manifest.layout.audio)
 
     def all_learnt(self) -> bool:
         """Whether no span is only given (``loss`` false anywhere): told by the document tables' statistics alone.
@@ -337,11 +296,8 @@ class TokenShards:
             DataError: a document table cannot be read.
         """
         for shard in self.shards:
-            path = self._base / shard.files["parquet"].name
-            try:
-                metadata = pq.read_metadata(path)
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{path} cannot be read: {error}") from None
+            with parquet(self._base / shard.files["parquet"].name) as source:
+                metadata = pq.read_metadata(source)
             names = [metadata.schema.column(n).path for n in range(metadata.num_columns)]
             column = next(n for n, name in enumerate(names) if name.startswith("spans.") and name.endswith(".loss"))
             for group in range(metadata.num_row_groups):
@@ -354,11 +310,9 @@ class TokenShards:
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """The document tables, shard by shard."""
         for shard in self.shards:
-            path = self._base / shard.files["parquet"].name
-            try:
-                yield pq.read_table(path, columns=columns)
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{path} cannot be read: {error}") from None
+            with parquet(self._base / shard.files["parquet"].name) as source:
+                table = pq.read_table(source, columns=columns)
+            yield table
 
     def row(self, document: int) -> dict[str, object]:
         """A document's row of the table."""
@@ -367,17 +321,13 @@ class TokenShards:
         shard = int(np.searchsorted(self._first, document, side="right")) - 1
         group, row = divmod(document - int(self._first[shard]), ROW_GROUP)  # every group but the last has ROW_GROUP rows
         if self._group is None or self._group[:2] != (shard, group):
-            path = self._base / self.shards[shard].files["parquet"].name
-            try:
-                with pq.ParquetFile(path) as file:
-                    self._group = shard, group, file.read_row_group(group)
-            except (OSError, pa.ArrowException) as error:
-                raise DataError(f"{path} cannot be read: {error}") from None
+            with parquet(self._base / self.shards[shard].files["parquet"].name) as source, pq.ParquetFile(source) as file:
+                self._group = shard, group, file.read_row_group(group)
         return self._group[2].slice(row, 1).to_pylist()[0]
 
 
-def open_shards(directory: Path, split: str = "train") -> TokenShards:
-    """The shards of one split of a finished output directory.
+def open_shards(directory: Path, split: str = "train", place: Place | None = None) -> TokenShards:
+    """The shards of one split of a finished output directory; ``place`` is where they lie, if not there.
 
     Raises:
         DataError: the directory is not finished or damaged, or has no such split.
@@ -385,4 +335,4 @@ def open_shards(directory: Path, split: str = "train") -> TokenShards:
     manifest = load_manifest(directory)
     if split not in manifest.splits:
         raise DataError(f"{directory} has no split {split!r}, only {', '.join(manifest.splits) or 'none'}")
-    return TokenShards(directory, manifest, split)
+    return TokenShards(directory, manifest, split, place)

@@ -6,14 +6,16 @@ On disk each document's row holds a list of structs (:data:`SPAN_TYPE`); in memo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from tokkit.audio_layouts import AudioLayout
 from tokkit.interleave import Span
 from tokkit.sequences import SPAN_FIELDS, Spans
 from tokkit.vocabulary import MODALITIES
@@ -33,6 +35,8 @@ SPAN_TYPE = pa.struct(
         pa.field("scales", pa.list_(pa.field("item", pa.float32(), nullable=False)), nullable=False),
     ]
 )
+
+_WITH_FRAMES: tuple[AudioLayout, ...] = ("flat", "delay")  # whose tokens are one frame or step after another
 
 
 def span_to_dict(span: Span) -> dict[str, object]:
@@ -54,6 +58,11 @@ def span_from_dict(row: dict[str, object]) -> Span:
     return Span(**(values | {"scales": tuple(values["scales"])}))  # type: ignore[arg-type]
 
 
+def picture_grids(spans: Iterable[Mapping[str, Any]]) -> list[tuple[int, int]]:
+    """(rows, columns) of the pictures that are there, of the rows of :data:`SPAN_TYPE` of a document, in order."""
+    return [(s["grid_height"], s["grid_width"]) for s in spans if s["modality"] == "image" and s["codebooks"]]
+
+
 @dataclass(frozen=True, eq=False)
 class SpanTable:
     """The spans of D documents.
@@ -64,6 +73,8 @@ class SpanTable:
         length: int64 [S], tokens.
         modality: uint8 [S], index into :data:`tokkit.vocabulary.MODALITIES`.
         loss: bool [S], whether it is to be learnt (False: only given, such as a question); None where all are.
+        frame: int32 [S], of a sound that is its frames one after another between two markers the tokens of a frame, else 0;
+            None where there is no such sound.
     """
 
     offsets: npt.NDArray[np.int64]
@@ -71,13 +82,18 @@ class SpanTable:
     length: npt.NDArray[np.int64]
     modality: npt.NDArray[np.uint8]
     loss: npt.NDArray[np.bool_] | None = None
+    frame: npt.NDArray[np.int32] | None = None
 
     @classmethod
-    def from_columns(cls, columns: Iterable[pa.ChunkedArray]) -> SpanTable:
-        """From the ``spans`` columns of one or more tables, in order."""
+    def from_columns(cls, columns: Iterable[pa.ChunkedArray], audio: str | None = None) -> SpanTable:
+        """From the ``spans`` columns of one or more tables, in order.
+
+        Args:
+            audio: the layout of sounds (:class:`tokkit.interleave.Layout`); without it no frames are told apart.
+        """
         arrays = [chunk for column in columns for chunk in column.chunks]
         counts = [np.zeros(1, dtype=np.int64)]
-        starts, lengths, modalities, losses = [], [], [], []
+        starts, lengths, modalities, losses, books = [], [], [], [], []
         names = pa.array(MODALITIES)
         for array in arrays:
             counts.append(np.diff(array.offsets.to_numpy()).astype(np.int64))
@@ -86,14 +102,35 @@ class SpanTable:
             lengths.append(flat.field("length").to_numpy())
             modalities.append(pc.index_in(flat.field("modality"), names).to_numpy(zero_copy_only=False))
             losses.append(flat.field("loss").to_numpy(zero_copy_only=False))
+            books.append(flat.field("codebooks").to_numpy())
         loss = _joined(losses, np.bool_)
+        length, modality = _joined(lengths, np.int64), _joined(modalities, np.uint8)
         return cls(
             np.cumsum(np.concatenate(counts)),
             _joined(starts, np.int64),
-            _joined(lengths, np.int64),
-            _joined(modalities, np.uint8),
+            length,
+            modality,
             None if loss.all() else loss,
+            _frames(length, modality, _joined(books, np.int32)) if audio in _WITH_FRAMES else None,
         )
+
+    @property
+    def frames(self) -> npt.NDArray[np.int32]:
+        """int32 [S]: :attr:`frame`, zeros where that is None."""
+        return np.zeros(len(self.start), dtype=np.int32) if self.frame is None else self.frame
+
+
+def _frames(
+    length: npt.NDArray[np.int64], modality: npt.NDArray[np.uint8], books: npt.NDArray[np.int32]
+) -> npt.NDArray[np.int32] | None:
+    """Tokens of a frame: one of each codebook. A sound whose length is no number of frames has none: it is damaged."""
+    sound = np.flatnonzero((modality == MODALITIES.index("audio")) & (books > 0))
+    sound = sound[(length[sound] - 2) % books[sound] == 0]
+    if not sound.size:
+        return None
+    found = np.zeros(len(length), dtype=np.int32)
+    found[sound] = books[sound]
+    return found
 
 
 def _joined(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:

@@ -56,6 +56,12 @@ FORMATS: dict[str, Format] = {
         (".parquet",),
         "parquet with an image or audio column {bytes, path} and a caption or transcript (Hugging Face datasets)",
     ),
+    "img2dataset": Format(
+        "tokkit.sources.img2dataset",
+        "Img2datasetSource",
+        (".parquet",),
+        "parquet of img2dataset: key, status and the picture in a binary column (jpg, png, webp); its tars are webdataset",
+    ),
     "mmc4": Format(
         "tokkit.sources.mmc4",
         "Mmc4Source",
@@ -78,7 +84,8 @@ FORMATS: dict[str, Format] = {
         "tokkit.sources.lhotse",
         "LhotseSource",
         LINES,
-        "cuts with their supervisions, or recordings, one JSON object a line (lhotse)",
+        "cuts with their supervisions, recordings, or supervisions and the recordings beside them, one JSON object a line "
+        "(lhotse)",
     ),
     "librispeech": Format(
         "tokkit.sources.librispeech",

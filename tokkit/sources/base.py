@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from tokkit.chat_templates import PLAIN, ChatTemplate
 from tokkit.documents import Document
 from tokkit.sources.opening import Location, relative_name, state_of
 
@@ -46,10 +47,12 @@ class SourceOptions:
     Attributes:
         alt_text: whether the alternative text of a picture in an interleaved document stands there as text, before or after it.
         stores: asked for pictures that do not lie beside the corpus, where a run has any.
+        chat_template: how conversations are written down.
     """
 
     alt_text: AltText = "none"
     stores: PictureStores | None = None
+    chat_template: ChatTemplate = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +180,13 @@ class Source(ABC):
     def watched(self) -> list[InputFile]:
         """The companions as they were when this was first asked for; a run asks when it is planned."""
         return self.companions()
+
+    def contents(self) -> list[InputFile]:
+        """What lies in ``files`` that are folders, summed up in one entry a folder that changes when any of it does.
+
+        Compared before a run goes on, not with each unit: to ask for it looks at every file.
+        """
+        return []
 
     @abstractmethod
     def units(self, unit_bytes: int) -> Iterator[Unit]:

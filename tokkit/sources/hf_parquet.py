@@ -1,9 +1,10 @@
 """Parquet as Hugging Face datasets write it: a media column {bytes, path} and a text column, one pair a row.
 
 Columns are recognised by the schema. Every struct column with a binary field ``bytes`` is media: a sound where the dataset's
-own feature metadata says Audio or, without it, where the column's name does; else a picture. The text is the first there is
-of ``caption``, ``text``, ``sentence``, ``transcription``, ``transcript``, ``captions``; of a list, its first entry. All other
-columns are metadata, but for binary ones.
+own feature metadata says Audio or, without it, where the column's name or a field ``sampling_rate`` does; else a picture. The
+text is the first there is of ``caption``, ``text``, ``sentence``, ``transcription``, ``transcript``, ``captions``,
+``normalized_text``, ``raw_text``; of a list, its first entry. All other columns are metadata, but for binary ones. What a sound
+is says its file: a ``sampling_rate`` beside it is not looked at.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from tokkit.sources.parquet import ParquetSource, RowReader, has_binary, light_l
 from tokkit.sources.stores.lookup import instead
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, metadata_of, printable
 
-TEXT_COLUMNS = ("caption", "text", "sentence", "transcription", "transcript", "captions")
+TEXT_COLUMNS = ("caption", "text", "sentence", "transcription", "transcript", "captions", "normalized_text", "raw_text")
 ID_COLUMNS = ("id", "__key__", "key", "image_id")
 _AUDIO_NAMES = ("audio", "speech", "sound", "wav", "mp3", "flac")
 
@@ -48,7 +49,13 @@ class HfParquetSource(ParquetSource):
 def media_columns(schema: pa.Schema) -> dict[str, str]:
     """Modality (``image``, ``audio``) by name of each media column."""
     declared = _declared_features(schema)
-    return {field.name: _modality(field.name, declared.get(field.name)) for field in schema if _holds_media(field.type)}
+    return {field.name: _modality(field, declared.get(field.name)) for field in schema if _holds_media(field.type)}
+
+
+def sample_columns(schema: pa.Schema) -> list[str]:
+    """Columns of sounds that were decoded: {array, sampling_rate}, and no bytes of a file."""
+    found = ((field.name, field.type) for field in schema if pa.types.is_struct(field.type) and not _holds_media(field.type))
+    return [name for name, kind in found if min(kind.get_field_index("array"), kind.get_field_index("sampling_rate")) >= 0]
 
 
 def text_column(schema: pa.Schema) -> str | None:
@@ -78,10 +85,11 @@ def _declared_features(schema: pa.Schema) -> dict[str, str]:
         return {}  # a hint only: the column's name decides without it
 
 
-def _modality(name: str, declared: str | None) -> str:
+def _modality(field: pa.Field, declared: str | None) -> str:
     if declared in ("Audio", "Image"):
         return declared.lower()
-    return "audio" if any(part in name.lower() for part in _AUDIO_NAMES) else "image"
+    named = any(part in field.name.lower() for part in _AUDIO_NAMES)
+    return "audio" if named or field.type.get_field_index("sampling_rate") >= 0 else "image"
 
 
 class _PairRows(RowReader):

@@ -12,10 +12,11 @@ is not there is a document that the corpus was meant to have, and counts as fail
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
@@ -32,6 +33,9 @@ from tokkit.sources.untrusted import MAX_ITEM_BYTES, decode_text, failed_documen
 
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 TEXT_FIELDS = ("text", "caption")
+CAPTION = ".txt"  # of the picture of the same name
+
+State = tuple[int, int]  # size and modification time
 
 
 class ImageFolderSource(Source):
@@ -43,6 +47,10 @@ class ImageFolderSource(Source):
         """The metadata files (captions of one picture each may be millions)."""
         found = {path: InputFile.of(path, self.root) for file in self.files if (path := self._metadata_of(file.path))}
         return list(found.values())
+
+    def contents(self) -> list[InputFile]:
+        """The pictures and captions of each folder: their bytes in all, and a digest of names, sizes and modification times."""
+        return [InputFile(file.name, file.path, *_summed_up(_states(located(file.path)))) for file in self.files]
 
     def units(self, unit_bytes: int) -> Iterator[Unit]:
         """Ranges of each folder's pictures, of about ``unit_bytes``."""
@@ -138,10 +146,37 @@ def picture_names(folder: Location) -> list[str]:
 
 def picture_sizes(folder: Location) -> list[int]:
     """Their sizes, in the same order."""
+    return [size for name, (size, _) in sorted(_states(folder).items()) if _is_picture(name)]
+
+
+def _states(folder: Location) -> dict[str, State]:
+    """Size and modification time of each picture in a folder, and of each caption beside one."""
+    found = dict(_listed(folder))
+    stems = {os.path.splitext(name)[0] for name in found if _is_picture(name)}  # noqa: PTH122, there may be a million
+    return {name: state for name, state in found.items() if _is_picture(name) or name.removesuffix(CAPTION) in stems}
+
+
+def _listed(folder: Location) -> Iterator[tuple[str, State]]:
+    """The pictures of a folder and what may be captions, asked for in one pass over it."""
     if isinstance(folder, RemotePath):
-        found = folder.entries()
-        return [found[folder / name].st_size for name in picture_names(folder)]
-    return [(folder / name).stat().st_size for name in picture_names(folder)]
+        for path, stat in folder.entries().items():
+            if not stat.folder and (_is_picture(path.name) or path.name.endswith(CAPTION)):
+                yield path.name, (stat.st_size, stat.st_mtime_ns)
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if (_is_picture(entry.name) or entry.name.endswith(CAPTION)) and entry.is_file():
+                found = entry.stat()
+                yield entry.name, (found.st_size, found.st_mtime_ns)
+
+
+def _summed_up(states: Mapping[str, State]) -> State:
+    """Their bytes in all, and a number that changes with any name, size or modification time among them."""
+    digest = hashlib.blake2b(digest_size=6)
+    for name in sorted(states):
+        size, mtime_ns = states[name]
+        digest.update(f"{name}\0{size}\0{mtime_ns}\n".encode("utf-8", "surrogateescape"))
+    return sum(size for size, _ in states.values()), int.from_bytes(digest.digest())
 
 
 def count_pictures(folder: Location) -> int:
@@ -181,7 +216,7 @@ def folders_of(files: Sequence[Location]) -> tuple[list[Location], set[Location]
     folders = sorted((folder for folder, names in by_folder.items() if names == set(picture_names(folder))), key=str)
     above = {parent for folder in folders for parent in (folder, *folder.parents)}
     used = {folder / name for folder in folders for name in by_folder[folder]}
-    used |= {path.with_suffix(".txt") for path in used} & given
+    used |= {path.with_suffix(CAPTION) for path in used} & given
     used |= {path for path in files if path.name in METADATA_NAMES and path.parent in above}
     return folders, used
 
@@ -291,7 +326,7 @@ class _FolderReader(UnitReader):
         return Image(data, path.name)
 
     def _caption(self, picture: Location, row: dict[str, object]) -> str:
-        path = picture.with_suffix(".txt")
+        path = picture.with_suffix(CAPTION)
         return _caption(picture, row, beside=path.is_file() if self._beside is None else path.name in self._beside)
 
     def _missing(self, folder: Location, rows: _Rows) -> Iterator[Document]:
@@ -312,7 +347,7 @@ class _FolderReader(UnitReader):
 
 
 def _caption(picture: Location, row: dict[str, object], *, beside: bool) -> str:
-    path = picture.with_suffix(".txt")
+    path = picture.with_suffix(CAPTION)
     if beside:
         with path.open("rb") as file:
             data = file.read(MAX_ITEM_BYTES + 1)

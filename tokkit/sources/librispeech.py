@@ -12,6 +12,7 @@ from tokkit.documents import Document, Text
 from tokkit.errors import ItemError
 from tokkit.sources.base import Unit
 from tokkit.sources.line_source import LineDocument, LineSource
+from tokkit.sources.media_files import is_there
 from tokkit.sources.opening import located
 from tokkit.sources.sounds import SoundFiles
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, decode_text, failed_document, printable
@@ -41,7 +42,7 @@ class LibriSpeechSource(LineSource):
             except ItemError as error:
                 return failed_document(unit.source, locator, error.reason, error.message, pair=True)
             folder = located(unit.path).parent
-            ending = next((e for e in ENDINGS if media and (folder / f"{name}.{e}").is_file()), ENDINGS[0])
+            ending = next((e for e in ENDINGS if media and is_there(folder / f"{name}.{e}")), ENDINGS[0])
             sound = files.sound((folder,), f"{name}.{ending}")
             parts = name.split("-")
             metadata: dict[str, object] = {"speaker": parts[0], "chapter": parts[1]} if len(parts) == 3 else {}

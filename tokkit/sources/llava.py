@@ -5,14 +5,14 @@ under the name ``images``). The placeholders ``<image>`` (LLaVA) and ``<|image|>
 their order, and there must be as many of them. Paths are relative to the file's folder, else to the source's root, else to
 ``images/`` beside the file. A conversation is about its pictures: without any one of them it is not committed.
 
-Turns become text by a plain template, one line a turn::
+Turns are written down by a chat template (:mod:`tokkit.chat_templates`), by default the plain one, one line a turn::
 
     System: ...
     User: ...
     Assistant: ...
 
-A trainer is to learn what the assistant says, its pictures too, and the line's end behind it. The rest is given: its ``loss``
-is False.
+A trainer is to learn what the assistant says, its pictures too, and what ends its turn. The rest is given: its ``loss`` is
+False.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import ClassVar
 
-from tokkit.documents import Document, Failure, Image, Segment, Text
+from tokkit.chat_templates import ChatTemplate, Role
+from tokkit.documents import Document, Failure, Image, Media, Segment, SpecialToken, Text
 from tokkit.errors import ItemError
 from tokkit.sources.base import Alive, Census, ContainerDamage, InputFile, Unit, UnitReader, silent
 from tokkit.sources.json_list import ListDamage, count_elements, elements
@@ -32,7 +33,7 @@ from tokkit.sources.opening import Location, located
 from tokkit.sources.stores.lookup import PictureStores, instead
 from tokkit.sources.untrusted import failed_document, metadata_of, printable
 
-ROLES = {"system": "System", "human": "User", "user": "User", "gpt": "Assistant", "assistant": "Assistant"}
+ROLES: dict[str, Role] = {"system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 _PLACEHOLDER = re.compile(r"<image>|<\|image\|>")
 _FIELDS = ("id", "image", "images", "conversations")
 _MAX_NAME = 2048
@@ -46,7 +47,8 @@ class LlavaSource(LineSource):
 
     def line_reader(self, *, media: bool) -> LineDocument:
         """An entry as a conversation."""
-        return _Entries(FilesBelow(self.root), self.root, self.options.stores, media=media).document
+        files, options = FilesBelow(self.root), self.options
+        return _Entries(files, self.root, options.stores, options.chat_template, media=media).document
 
     def file_units(self, file: InputFile, unit_bytes: int) -> Iterator[Unit]:
         """Ranges of lines; a JSON list is one unit."""
@@ -100,8 +102,11 @@ class _ListReader(UnitReader):
 
 
 class _Entries:
-    def __init__(self, files: FilesBelow, root: Location, stores: PictureStores | None, *, media: bool) -> None:
+    def __init__(
+        self, files: FilesBelow, root: Location, stores: PictureStores | None, template: ChatTemplate, *, media: bool
+    ) -> None:
         self._files, self._root, self._stores, self._media = files, root, stores, media
+        self._template = template
 
     def document(self, unit: Unit, offset: int, entry: bytes | None) -> Document:
         """The conversation that an entry is, or the failure that stands for it."""
@@ -117,31 +122,21 @@ class _Entries:
         others = metadata_of({name: value for name, value in fields.items() if name not in _FIELDS})
         return Document(identifier, unit.source, locator, tuple(segments), metadata=others, whole=True)
 
-    def _segments(self, unit: Unit, turns: list[tuple[str, str]], names: list[str]) -> Iterator[Segment]:
+    def _segments(self, unit: Unit, turns: list[tuple[Role, str]], names: list[str]) -> Iterator[Segment]:
         placeholders = sum(len(_PLACEHOLDER.findall(said)) for _, said in turns)
         if placeholders != len(names):
             raise ItemError("placeholder-count", f"{placeholders} placeholders for {len(names)} pictures")
-        if not any(role == "Assistant" and said for role, said in turns):
-            raise ItemError("no-assistant-turn", "the assistant says nothing: there is nothing to learn")
         pictures = iter(names)
-        given = ""  # text that is not to be learnt, up to here
-        for role, said in turns:
-            texts = _PLACEHOLDER.split(f" {said}\n")
-            learn = role == "Assistant"
-            given += f"{role}:"
-            for place, text in enumerate(texts):
-                if place or learn:
-                    if given:
-                        yield Text(given, loss=False)
-                        given = ""
-                    if place:
-                        yield self._picture(unit, next(pictures), learn)
-                if learn and text:
-                    yield Text(text)
-                elif not learn:
-                    given += text
-        if given:
-            yield Text(given, loss=False)
+        found = _Segments(self._template)
+        for spoken, learn, part in _written(self._template, turns):
+            if isinstance(part, SpecialToken):
+                found.put(SpecialToken(part.name, loss=learn))
+                continue
+            for place, text in enumerate(_PLACEHOLDER.split(part) if spoken else [part]):
+                if place:
+                    found.put(self._picture(unit, next(pictures), learn))
+                found.say(text, learn)
+        return found.all()
 
     def _picture(self, unit: Unit, name: str, learn: bool) -> Image:
         ref, folder = printable(name[:_MAX_NAME]), located(unit.path).parent
@@ -159,6 +154,71 @@ class _Entries:
         return Image(found, ref, loss=learn, store=store)
 
 
+class _Segments:
+    """Puts the segments of a conversation together: texts that are alike to a trainer, with nothing between them, are one."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self._together = template.encode == "together"
+        self._found: list[Segment] = []
+        self._text, self._learn = "", False
+
+    def say(self, text: str, learn: bool) -> None:
+        if text and learn != self._learn:
+            self._close()
+            self._learn = learn
+        self._text += text
+
+    def put(self, segment: Media | SpecialToken) -> None:
+        self._close()
+        self._found.append(segment)  # type: ignore[arg-type]
+
+    def all(self) -> Iterator[Segment]:
+        self._close()
+        return iter(self._found)
+
+    def _close(self) -> None:
+        if self._text:
+            before = self._found[-1] if self._found else None
+            continues = self._together and self._learn and isinstance(before, Text) and not before.loss
+            self._found.append(Text(self._text, self._learn, continues))
+        self._text = ""
+
+
+def _written(template: ChatTemplate, turns: list[tuple[Role, str]]) -> Iterator[tuple[bool, bool, str | SpecialToken]]:
+    """The conversation by a template: whether somebody says it, whether it is to be learnt, and the text or special token.
+
+    Raises:
+        ItemError: ``role-not-in-template`` or ``no-assistant-turn``.
+    """
+    if template.trim:
+        turns = [(role, said.strip()) for role, said in turns]
+    if not any(role == "assistant" and said for role, said in turns):
+        raise ItemError("no-assistant-turn", "the assistant says nothing: there is nothing to learn")
+
+    def own(string: str, *, learn: bool = False) -> Iterator[tuple[bool, bool, str | SpecialToken]]:
+        for part in template.parts(string):
+            yield False, learn, part
+
+    yield from own(template.bos)
+    system = template.system
+    if system is not None and system.default is not None and turns[0][0] != "system":
+        yield from own(system.before)
+        yield False, False, system.default
+        yield from own(system.after)
+    for role, said in turns:
+        around = getattr(template, role)
+        if around is None:
+            raise ItemError("role-not-in-template", f"the chat template has no turn of the {role}")
+        yield from own(around.before)
+        learn = role == "assistant"
+        if learn:
+            yield from own(template.assistant.begin, learn=True)
+        yield True, learn, said
+        if learn:
+            yield from own(template.assistant.end, learn=True)
+        yield from own(around.after)
+
+
 def _pictures(fields: Mapping[str, object]) -> list[str]:
     """The pictures' paths; raises ItemError ``image-not-understood``."""
     given = fields.get("image") if fields.get("image") is not None else fields.get("images")
@@ -170,7 +230,7 @@ def _pictures(fields: Mapping[str, object]) -> list[str]:
     return names
 
 
-def _turns(fields: Mapping[str, object]) -> list[tuple[str, str]]:
+def _turns(fields: Mapping[str, object]) -> list[tuple[Role, str]]:
     """Role and text of the turns.
 
     Raises:
@@ -179,7 +239,7 @@ def _turns(fields: Mapping[str, object]) -> list[tuple[str, str]]:
     turns = fields.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise ItemError("no-conversation", "no list of turns called conversations")
-    found = []
+    found: list[tuple[Role, str]] = []
     for place, turn in enumerate(turns):
         role, said = (turn.get("from"), turn.get("value")) if isinstance(turn, dict) else (None, None)
         if not isinstance(role, str) or not isinstance(said, str):

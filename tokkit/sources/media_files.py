@@ -91,6 +91,20 @@ class FilesBelow:
         return path.read_bytes()
 
 
+def is_there(path: Location) -> bool:
+    """Whether a file is there; none is by a name that no file can have.
+
+    Raises:
+        OSError: for the surroundings.
+    """
+    try:
+        return path.is_file()
+    except OSError as error:
+        if error.errno not in _NAMELESS:
+            raise
+        return False
+
+
 @dataclass(frozen=True, slots=True)
 class _Download:
     file: str | None

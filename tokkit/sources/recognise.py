@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from tokkit.sources import FORMATS, LINES, TARS
 from tokkit.sources.compressed import peek
+from tokkit.sources.lhotse_recordings import supervisions_beside
 from tokkit.sources.opening import Location, for_arrow
 from tokkit.sources.plugins import installed_formats
 
@@ -81,6 +82,8 @@ def is_sidecar(path: Location) -> str:
     if name.endswith("_stats.json"):
         tar = path.with_name(name.removesuffix("_stats.json") + ".tar")
         return tar.name if tar.is_file() else ""
+    if name.lower().endswith(LINES) and (spoken := supervisions_beside(path)) is not None:
+        return spoken.name
     if name.endswith("_url_map.jsonl"):
         return name.removesuffix("_url_map.jsonl") + "*.parquet"
     if name.endswith("_images.tar"):
@@ -103,7 +106,8 @@ def _tar_with(parquet: Location) -> str:
 def _recognise_parquet(path: Location) -> Recognition:
     import pyarrow.parquet as pq
 
-    from tokkit.sources.hf_parquet import media_columns
+    from tokkit.sources.hf_parquet import media_columns, sample_columns
+    from tokkit.sources.img2dataset import is_img2dataset
     from tokkit.sources.obelics import is_list_of
     from tokkit.sources.parquet import UNREADABLE, is_damage, names_problem, tidy_message
     from tokkit.sources.text_parquet import is_text
@@ -122,6 +126,11 @@ def _recognise_parquet(path: Location) -> Recognition:
         return Recognition("obelics")
     if media_columns(schema):
         return Recognition("hf_parquet")
+    if decoded := sample_columns(schema):
+        why = f"the column {decoded[0]} holds samples and no sound files; write it with their bytes, as the Audio feature does"
+        return Recognition(None, why)
+    if is_img2dataset(schema):
+        return Recognition("img2dataset")
     if is_text(schema):
         return Recognition("text_parquet")
     names = ", ".join(schema.names[:12])

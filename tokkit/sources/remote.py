@@ -133,15 +133,15 @@ class RemotePath:
         """As the store tells now; raises FileNotFoundError, PermissionError, or another OSError where it does not answer."""
         if (remembered := _remembered(self)) is not None and not remembered.folder:
             return remembered
-        fs, path = _opened(self.url)
+        fs, path = opened(self.url)
 
         def ask() -> RemoteStat:
             if not hasattr(fs, "_info"):
                 fs.invalidate_cache()
-            info = _call(fs, "info", path)
+            info = call(fs, "info", path)
             return _folder_stat(self) if info.get("type") == "directory" else _stat_of(info)
 
-        return _tried(self.url, ask)
+        return tried(self.url, ask)
 
     def is_file(self) -> bool:
         return self._there(folder=False)
@@ -177,13 +177,13 @@ class RemotePath:
         Raises:
             OSError: as :meth:`stat`.
         """
-        fs, path = _opened(self.url)
+        fs, path = opened(self.url)
 
         def ask() -> dict[RemotePath, RemoteStat]:
             fs.invalidate_cache()
-            return dict(sorted(self._named(_call(fs, "ls", path, detail=True), path)))
+            return dict(sorted(self._named(call(fs, "ls", path, detail=True), path)))
 
-        found = _tried(self.url, ask)
+        found = tried(self.url, ask)
         if _remembering:
             _listed[self] = found
         return found
@@ -216,7 +216,7 @@ class _Ranges(io.RawIOBase):
 
     def __init__(self, path: RemotePath, size: int) -> None:
         self._path, self._size = path, size
-        self._fs, self._name = _opened(path.url)
+        self._fs, self._name = opened(path.url)
         self._place = 0
         self._begin, self._data = 0, b""
         self._window = MIN_REQUEST
@@ -256,18 +256,18 @@ class _Ranges(io.RawIOBase):
         self._window = min(2 * self._window, MAX_REQUEST) if 0 <= skipped <= self._window else MIN_REQUEST
         stop = min(self._place + min(max(wanted, self._window), MAX_REQUEST), self._size)
         self._begin, self._data = self._place, b""
-        self._data = _tried(self.name, lambda: self._range(self._place, stop))
+        self._data = tried(self.name, lambda: self._range(self._place, stop))
 
     def _range(self, start: int, stop: int) -> bytes:
-        more = {"headers": {"Accept-Encoding": "identity"}} if self._path.scheme in _WEB else {}
-        data = bytes(_call(self._fs, "cat_file", self._name, start=start, end=stop, **more))
+        more: dict[str, Any] = {"headers": {"Accept-Encoding": "identity"}} if self._path.scheme in _WEB else {}
+        data = bytes(call(self._fs, "cat_file", self._name, start=start, end=stop, **more))
         if len(data) != stop - start:
             why = "the server sends whole files, not parts of them" if len(data) > stop - start else "the object ends too early"
             raise OSError(errno.EIO, f"{why} ({len(data)} bytes in place of {stop - start})", self.name)
         return data
 
 
-def _opened(url: str) -> tuple[AbstractFileSystem, str]:
+def opened(url: str) -> tuple[AbstractFileSystem, str]:
     """The file system of a URL, and how that calls the object."""
     fs = _filesystem(RemotePath(url).scheme, url if RemotePath(url).scheme not in ("s3", "s3a", "gs", "gcs", *_WEB) else "")
     return fs, fs._strip_protocol(url)
@@ -302,17 +302,18 @@ def _filesystem(scheme: str, url: str) -> AbstractFileSystem:
         raise OSError(errno.EIO, f"the server cannot be reached: {error}", url) from error
 
 
-def _call(fs: AbstractFileSystem, method: str, *args: object, **options: object) -> Any:
-    """Call the file system, for at most ``CALL_SECONDS`` where it lets itself be interrupted."""
+def call(fs: AbstractFileSystem, method: str, *args: object, seconds: float | None = CALL_SECONDS, **options: object) -> Any:
+    """Call the file system, for at most ``seconds`` where it lets itself be interrupted."""
     from fsspec.asyn import AsyncFileSystem, sync
 
     if isinstance(fs, AsyncFileSystem):
-        seconds = None if method == "ls" else CALL_SECONDS  # of a listing there is no telling how long it takes
+        if method in ("ls", "find"):
+            seconds = None  # of a listing there is no telling how long it takes
         return sync(fs.loop, getattr(fs, f"_{method}"), *args, timeout=seconds, **options)
     return getattr(fs, method)(*args, **options)
 
 
-def _tried(url: str, call: Callable[[], T]) -> T:
+def tried(url: str, call: Callable[[], T]) -> T:
     """What ``call`` returns, at one of ``TRIES`` tries.
 
     Raises:
@@ -351,10 +352,10 @@ def _stat_of(info: Mapping[str, Any]) -> RemoteStat:
     size = info.get("size")
     if not isinstance(size, int):
         raise OSError(errno.EINVAL, "the server does not tell its size", str(info.get("name")))
-    return RemoteStat(size, _mark_of(info))
+    return RemoteStat(size, mark_of(info))
 
 
-def _mark_of(info: Mapping[str, Any]) -> int:
+def mark_of(info: Mapping[str, Any]) -> int:
     """A number that changes when the object does; the same by a listing and by asking for the object itself."""
     told = {key.lower(): value for key, value in info.items() if value not in (None, "")}
     for key in (*_MARKS, *_TIMES):

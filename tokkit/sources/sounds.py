@@ -7,7 +7,7 @@ path (which manifests often have) too. The file read last is kept, since the seg
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tokkit.documents import Audio, Failure
@@ -57,7 +57,7 @@ class SoundFiles:
         return found
 
 
-def seconds_of(fields: dict[str, object], name: str) -> float | None:
+def seconds_of(fields: Mapping[str, object], name: str) -> float | None:
     """A time in seconds, from 0 up; None where it is absent or null.
 
     Raises:

@@ -9,7 +9,7 @@ import datetime
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from tokkit.documents import Document, Failure, Outcome
 from tokkit.errors import ItemError
@@ -60,7 +60,7 @@ def parse_json(data: bytes | str) -> object:
     """
     text = decode_text(data) if isinstance(data, bytes) else data
     try:
-        value = _JSON.decode(text)
+        value = _decoded(text)
     except RecursionError:
         raise ItemError("json-invalid", "nested too deeply") from None
     except ValueError as error:
@@ -89,11 +89,29 @@ def _object(items: list[tuple[str, object]]) -> dict[str, object]:
 
 
 _JSON = json.JSONDecoder(object_pairs_hook=_object, parse_constant=lambda _: None)
+_scan: Callable[[str, int], tuple[object, int]] = _JSON.scan_once  # type: ignore[attr-defined]
+
+
+def _decoded(text: str) -> object:
+    """The value of a text; one that begins with its object and ends with it is not looked at for white space around it."""
+    if text[:1] == "{":
+        try:
+            value, end = _scan(text, 0)
+        except StopIteration:  # what is wrong, the decoder tells
+            return _JSON.decode(text)
+        if end == len(text):
+            return value
+    return _JSON.decode(text)
 
 
 def _is_nested(value: object) -> bool:
     """Whether a value has more than one level; most records have not, and need no second look at their text."""
-    return isinstance(value, list) or (isinstance(value, dict) and any(isinstance(v, dict | list) for v in value.values()))
+    if isinstance(value, dict):
+        for inner in value.values():  # noqa: SIM110 - a generator takes twice as long
+            if isinstance(inner, (dict, list)):
+                return True
+        return False
+    return isinstance(value, list)
 
 
 def _check_depth(value: object) -> None:
@@ -134,7 +152,12 @@ def json_safe(value: object) -> object:
 
 def metadata_of(fields: Mapping[str, object]) -> dict[str, object]:
     """Fields of a record as a document's metadata."""
-    return {printable(key if type(key) is str else str(key)): json_safe(value) for key, value in fields.items()}
+    found: dict[str, object] = {}
+    for key, value in fields.items():
+        name = key if type(key) is str else str(key)
+        plain = type(value) is str and value.isascii()  # as most are: they need no call
+        found[name if name.isascii() else printable(name)] = value if plain else json_safe(value)
+    return found
 
 
 def failed_document(

@@ -312,6 +312,8 @@ def _list_samples(path: str, size: int, alive: Alive) -> list[Sample] | None:
         with _foreign_tar(path, alive) as (tar, stream):
             for info in tar:
                 alive()
+                if info.size < 0:
+                    return None
                 kind = _foreign_kind(info)
                 name = tidy_name(info.name)
                 members.append(Member(name, kind, info.offset, info.offset_data, info.size))

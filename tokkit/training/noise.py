@@ -1,4 +1,4 @@
-"""Batches of noise: for measuring networks where there are no pictures."""
+"""Batches of noise: for measuring networks where there are no pictures and no sounds."""
 
 from __future__ import annotations
 
@@ -23,6 +23,38 @@ class NoiseBatches:
     def part(self, step: int, part: int, parts: int) -> NDArray[np.uint8]:
         """See :class:`tokkit.training.image_task.Batches`."""
         return self._pixels
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing to go on from."""
+
+    def close(self) -> None:
+        """Nothing is under way."""
+
+
+class NoiseCrops:
+    """One crop of float32 noise, the same whatever the step (:class:`tokkit.training.audio.task.Crops`).
+
+    Args:
+        channels, length: of the crop.
+    """
+
+    batch_size = 1
+
+    def __init__(self, channels: int, length: int) -> None:
+        self.length = length
+        self._waves = (0.1 * np.random.default_rng(0).standard_normal((1, channels, length))).astype(np.float32)
+
+    def part(self, step: int, part: int, parts: int) -> NDArray[np.float32]:
+        """``[1, channels, length]``."""
+        return self._waves
+
+    def sample(self, number: int) -> NDArray[np.float32]:
+        """The same."""
+        return self._waves
 
     def state(self) -> dict[str, Any]:
         """Nothing."""

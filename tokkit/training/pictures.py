@@ -8,23 +8,23 @@ they measure what ``encode`` and ``decode`` will do. Pictures with the same byte
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as PILImage
 
-from tokkit.documents import Document, Failure, Image, Media, Outcome
+from tokkit.documents import Failure, Image, Media, Outcome
 from tokkit.errors import ItemError
 from tokkit.media.images import DEFAULT_LIMITS, ImageLimits, decode_image
 from tokkit.media.transforms import Preprocessing, flatten
-from tokkit.sources.base import ContainerDamage, Source, Unit
-
-UNIT_BYTES = 16 * 2**20
+from tokkit.sources.base import Source, Unit
+from tokkit.training.items import Reject, Units, in_drawn_order, is_held_out, media_in_unit, units_of
+from tokkit.training.prefetching import in_order
 
 # Of a very long picture only the middle is kept, so that one panorama does not fill the memory.
 MAX_KEPT_ASPECT = 3.0
@@ -36,16 +36,6 @@ class Picture:
 
     locator: str
     media: Media
-
-
-@dataclass(frozen=True, slots=True)
-class Reject:
-    """A picture that was not used, and why."""
-
-    locator: str
-    outcome: Outcome
-    reason: str
-    message: str
 
 
 @dataclass
@@ -74,23 +64,19 @@ class PictureSet:
         return dict(Counter(r.reason for r in self.rejects).most_common())
 
 
+def picture_units(sources: Iterable[Source]) -> Units[Picture | Reject]:
+    """The units of all sources, each with what reads the pictures in it."""
+    return [(unit, partial(_pictures_in, source, unit)) for source, unit in units_of(sources)]
+
+
 def pictures_of(sources: Iterable[Source], seed: int) -> Iterator[Picture | Reject]:
     """The pictures of all sources, units in an order drawn from the seed: a bounded memory then holds a part of each."""
-    units = [(source, unit) for source in sources for unit in source.units(UNIT_BYTES)]
-    for source, unit in sorted(units, key=lambda pair: _draw(seed, pair[1])):
-        yield from pictures_in_unit(source, unit)
+    return in_drawn_order(picture_units(sources), seed)
 
 
-def pictures_in_unit(source: Source, unit: Unit) -> Iterator[Picture | Reject]:
-    """The pictures of one unit, in the order of its file."""
-    for found in source.read(unit):
-        where = f"{source.name}/{found.locator}"
-        if isinstance(found, ContainerDamage):
-            yield Reject(where, Outcome.REJECTED, found.reason, f"bytes {found.start} to {found.stop}: {found.message}")
-        elif found.failure is not None:
-            yield Reject(where, found.failure.outcome, found.failure.reason, found.failure.message)
-        else:
-            yield from _pictures_in(found, where)
+def _pictures_in(source: Source, unit: Unit) -> Iterator[Picture | Reject]:
+    for found in media_in_unit(source, unit, Image):
+        yield found if isinstance(found, Reject) else Picture(*found)
 
 
 def read_pictures(
@@ -141,21 +127,6 @@ def read_pictures(
     return result
 
 
-def is_held_out(media: Media, val_fraction: float) -> bool:
-    """Whether a picture belongs to the share that is held out; decided by its content hash alone."""
-    return int(media.hash[:16], 16) / 2**64 < val_fraction
-
-
-def _pictures_in(document: Document, where: str) -> Iterator[Picture]:
-    for number, media in enumerate(document.media):
-        if isinstance(media, Image):
-            yield Picture(f"{where}[{number}]" if len(document.media) > 1 else where, media)
-
-
-def _draw(seed: int, unit: Unit) -> bytes:
-    return hashlib.sha256(f"{seed}\0{unit.source}\0{unit.file}\0{unit.start}".encode("utf-8", "surrogatepass")).digest()
-
-
 def _decoded(
     pictures: Iterable[Picture | Reject],
     preprocessing: Preprocessing,
@@ -181,20 +152,7 @@ def _decoded(
             return picture.media.hash, True, preprocessing.apply(image)
         return picture.media.hash, False, slightly_larger(flatten(image, preprocessing.background), preprocessing, margin)
 
-    waiting: deque[tuple[Picture | Reject, Future[Reject | tuple[str, bool, NDArray[np.uint8]]]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        try:
-            for picture in pictures:
-                waiting.append((picture, pool.submit(work, picture)))
-                if len(waiting) > 2 * threads:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    return in_order(pictures, lambda picture: (picture, work(picture)), threads)
 
 
 def slightly_larger(image: PILImage.Image, preprocessing: Preprocessing, margin: float) -> NDArray[np.uint8]:

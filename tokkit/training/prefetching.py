@@ -1,10 +1,11 @@
-"""Batches made a few steps ahead, in threads: cropping and scaling leave Python's lock, so that a device need not wait."""
+"""Work done ahead in threads: decoding, cropping and scaling leave Python's lock, so that a device need not wait."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,28 @@ from numpy.typing import NDArray
 from tokkit.training.augmentation import BatchMaker
 
 AHEAD = 4  # steps
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_order(items: Iterable[Item], work: Callable[[Item], Result], threads: int) -> Iterator[Result]:
+    """What ``work`` makes of each item, in the order of the items, done in threads a few items ahead; 1: in this one."""
+    if threads <= 1:
+        yield from map(work, items)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 class Prefetched:

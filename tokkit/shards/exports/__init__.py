@@ -12,6 +12,7 @@ olmo         ``NAME.npy`` (headerless), ``NAME.csv.gz``                    OLMo-
 mds          ``shard.NNNNN.mds``, ``index.json``                           mosaicml-streaming
 parquet      ``NAME.parquet``                                              Hugging Face ``datasets``, pandas, anything
 arrow        ``NAME.arrow`` (IPC file)                                     Hugging Face ``datasets``, pyarrow, polars
+datasets     ``NAME.arrow`` (IPC stream), ``state.json``                   ``datasets.load_from_disk``, ``Dataset.from_file``
 webdataset   ``NAME.tar``                                                  webdataset
 ===========  ============================================================  ====================================================
 
@@ -27,7 +28,10 @@ from pathlib import Path
 from tokkit.shards.exports.part import Part
 from tokkit.shards.exports.payload import write_ds, write_megatron, write_olmo
 from tokkit.shards.exports.samples import write_mds, write_webdataset
+from tokkit.shards.exports.saved import write_saved
 from tokkit.shards.exports.table import write_arrow, write_parquet
+
+DATASETS = "datasets"
 
 Writer = Callable[[Iterator[Part], Path], Iterator[tuple[Part | None, list[Path]]]]
 
@@ -46,9 +50,10 @@ FORMATS: dict[str, Writer] = {
     "mds": write_mds,
     "parquet": partial(_one_by_one, write_parquet),
     "arrow": partial(_one_by_one, write_arrow),
+    DATASETS: write_saved,
     "webdataset": partial(_one_by_one, write_webdataset),
 }
 """By name, what writes parts into a folder: it yields each part with the files that are finished by then, and last
 None with the others."""
 
-__all__ = ["FORMATS", "Part"]
+__all__ = ["DATASETS", "FORMATS", "Part"]

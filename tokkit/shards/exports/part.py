@@ -22,9 +22,11 @@ class Part:
         path: the token file: ids of ``dtype``, little endian, and nothing else.
         dtype: uint16 or int32.
         lengths: int64 [D], tokens of each sequence.
+        seq_len: of packed rows, the length that all of them have; 0 of documents.
         tokenizer: what the ids are of, for a person.
         table: the document table's columns id, source and locator of these sequences; None of packed rows.
         fields: of a range of sequences, further columns for formats that are tables: arrays with a value for each token.
+        borders: of packed rows, a list for each: where its segments begin, and where the last one ends (int32).
         loss: bool [T], whether a token is to be predicted from those before it; None where all are.
     """
 
@@ -34,7 +36,9 @@ class Part:
     lengths: npt.NDArray[np.int64]
     tokenizer: str
     table: Callable[[], pa.Table] | None = None
+    seq_len: int = 0
     fields: Callable[[int, int], dict[str, npt.NDArray[np.generic]]] | None = None
+    borders: Callable[[], pa.ListArray] | None = None
     loss: Callable[[], npt.NDArray[np.bool_] | None] = lambda: None
 
     @property

@@ -39,7 +39,7 @@ def _write(part: Part, path: Path, open_file: Callable[[str, pa.Schema], Any]) -
     with replacing(path) as temporary:
         writer: Any = None
         try:
-            for first, last in _groups(part.lengths):
+            for first, last in groups(part.lengths):
                 begin = int(ends[first - 1]) if first else 0
                 span = slice(begin, int(ends[last - 1]) if last else 0)
                 columns: dict[str, pa.Array] = {}
@@ -48,11 +48,11 @@ def _write(part: Part, path: Path, open_file: Callable[[str, pa.Schema], Any]) -
                         key: names.column(key).slice(first, last - first).combine_chunks() for key in names.column_names
                     }
                 lengths = part.lengths[first:last]
-                columns["input_ids"] = _lists(tokens[span].astype(np.int32), lengths)
+                columns["input_ids"] = lists(tokens[span].astype(np.int32), lengths)
                 fields = part.fields(first, last) if part.fields is not None else {}
                 if loss is not None:
                     fields["learnt"] = loss[span].astype(np.uint8)
-                columns |= {key: _lists(values, lengths) for key, values in fields.items()}
+                columns |= {key: lists(values, lengths) for key, values in fields.items()}
                 table = pa.table(columns)
                 writer = writer or open_file(str(temporary), table.schema)
                 writer.write_table(table)
@@ -62,7 +62,7 @@ def _write(part: Part, path: Path, open_file: Callable[[str, pa.Schema], Any]) -
     return [path]
 
 
-def _groups(lengths: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+def groups(lengths: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """Ranges of sequences of about ``GROUP_TOKENS``; one empty range where there are none."""
     ends, first = np.cumsum(lengths), 0
     while first < len(lengths):
@@ -74,6 +74,6 @@ def _groups(lengths: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         yield 0, 0
 
 
-def _lists(values: npt.NDArray[np.generic], lengths: npt.NDArray[np.int64]) -> pa.Array:
+def lists(values: npt.NDArray[np.generic], lengths: npt.NDArray[np.int64]) -> pa.Array:
     offsets = np.concatenate([np.zeros(1, dtype=np.int32), np.cumsum(lengths, dtype=np.int32)])
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values))

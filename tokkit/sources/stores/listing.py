@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from tokkit.documents import Outcome
 from tokkit.errors import ItemError
 from tokkit.sources.base import ContainerDamage, InputFile
-from tokkit.sources.parquet import has_binary, is_damage, places_of, tidy_message
+from tokkit.sources.parquet import is_damage, places_of, tidy_message
 from tokkit.sources.samples import group_samples, lost_samples
 from tokkit.sources.stores.index import Notes, Row
 from tokkit.sources.stores.kinds import Store
@@ -196,13 +196,3 @@ class Lister:
             if not is_damage(error):
                 raise
             self._broken(file.name, 0, file.size, "parquet-unreadable", tidy_message(error, file.path, file.name))
-
-
-def picture_column(schema: pa.Schema) -> str | None:
-    """The column that holds the pictures' bytes in a table of img2dataset's."""
-    wanted = [name for name in ("jpg", "jpeg", "png", "webp", "avif", "image", "bytes") if name in schema.names]
-    found = [*wanted, *(name for name in schema.names if name not in wanted)]
-    return next(
-        (name for name in found if has_binary(schema.field(name).type) and not pa.types.is_nested(schema.field(name).type)),
-        None,
-    )

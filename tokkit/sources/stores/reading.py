@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 from tokkit.documents import Failure, Outcome
 from tokkit.errors import FingerprintMismatch
 from tokkit.sources.base import InputFile
+from tokkit.sources.img2dataset import picture_column
 from tokkit.sources.media_files import FilesBelow
 from tokkit.sources.opening import Location
 from tokkit.sources.parquet import is_damage, tidy_message
 from tokkit.sources.stores.index import Entry, StoreIndex
 from tokkit.sources.stores.kinds import Store
-from tokkit.sources.stores.listing import picture_column
 from tokkit.sources.stores.names import key_of
 from tokkit.sources.untrusted import MAX_ITEM_BYTES, printable
 from tokkit.sources.warc.pictures import ArchiveFile, PictureStore

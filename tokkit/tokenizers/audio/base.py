@@ -41,6 +41,35 @@ class AudioCode:
         return AudioCode(self.codes[:count], self.scales, self.samples)
 
 
+@dataclass(frozen=True, slots=True)
+class Buckets:
+    """Which clips may share a batch: those that are padded to one length. Picklable.
+
+    Attributes:
+        hop: samples per frame.
+        shortest, longest: samples that a clip must and may have; others are encoded alone.
+        segment: samples of the segments that a tokenizer works in, whose batches all clips share; None where it has none.
+    """
+
+    hop: int
+    shortest: int
+    longest: int
+    segment: int | None = None
+
+    def of(self, samples: int) -> int | None:
+        """The length that a clip of so many samples is padded to: at most an eighth more, a whole number of frames.
+
+        None where it is encoded alone.
+        """
+        if not self.shortest <= samples <= self.longest:
+            return None
+        if self.segment is not None:
+            return self.segment
+        frames = -(-samples // self.hop)
+        step = 1 << max(0, frames.bit_length() - 4)
+        return -(-frames // step) * step * self.hop
+
+
 class AudioTokenizer(ABC):
     """An audio tokenizer, ready for use.
 
@@ -88,6 +117,11 @@ class AudioTokenizer(ABC):
     def frames(self, samples: int) -> int:
         """Frames that a clip of so many samples is encoded to."""
         return self.config.frames(samples)
+
+    @property
+    @abstractmethod
+    def buckets(self) -> Buckets:
+        """Which clips share a batch in :meth:`encode`, where ``batch_size`` is more than 1."""
 
     @property
     @abstractmethod

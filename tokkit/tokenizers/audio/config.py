@@ -7,9 +7,11 @@ tokenizer.
 from __future__ import annotations
 
 from math import prod
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from tokkit.tokenizers.image.quantizer_config import FsqQuantizer, ResidualFsqQuantizer
 
 
 class _Frozen(BaseModel):
@@ -91,6 +93,11 @@ class ResidualQuantizer(_Frozen):
         return self
 
 
+# The grids are those of pictures: one code a frame, or several that are finer each.
+AudioQuantizer = Annotated[ResidualQuantizer | FsqQuantizer | ResidualFsqQuantizer, Field(discriminator="kind")]
+GRIDS = (FsqQuantizer, ResidualFsqQuantizer)
+
+
 class AudioTokenizerConfig(_Frozen):
     """An audio tokenizer.
 
@@ -107,7 +114,7 @@ class AudioTokenizerConfig(_Frozen):
 
     name: str
     architecture: SeanetArchitecture = SeanetArchitecture()
-    quantizer: ResidualQuantizer = ResidualQuantizer()
+    quantizer: AudioQuantizer = ResidualQuantizer()
     sample_rate: PositiveInt
     normalize: bool = False
     segment: PositiveInt | None = None
@@ -122,6 +129,11 @@ class AudioTokenizerConfig(_Frozen):
             raise ValueError("normalize without segments would need the whole clip before its first frame")
         if whole and self.architecture.norm != "none":
             raise ValueError("a group norm over time needs segments: else a clip's codes take memory without bound")
+        if isinstance(self.quantizer, GRIDS) and self.architecture.dimension != self.quantizer.dim:
+            raise ValueError(
+                f"architecture.dimension is {self.architecture.dimension} and must be {self.quantizer.dim}, as many as "
+                "quantizer.levels"
+            )
         return self
 
     @property

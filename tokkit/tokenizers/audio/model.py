@@ -21,8 +21,9 @@ from torch import Tensor
 
 from tokkit.errors import DataError, VocabularyError
 from tokkit.precision import arithmetic
-from tokkit.tokenizers.audio.base import AudioCode, AudioTokenizer, Waveform
+from tokkit.tokenizers.audio.base import AudioCode, AudioTokenizer, Buckets, Waveform
 from tokkit.tokenizers.audio.config import AudioTokenizerConfig
+from tokkit.tokenizers.audio.quantizers import codebooks_of
 from tokkit.tokenizers.audio.ragged import encode_ragged
 from tokkit.tokenizers.audio.seanet import build_network, shortest
 from tokkit.tokenizers.audio.streaming import stream_of
@@ -32,19 +33,19 @@ CPU_PIECE_SECONDS = 2  # what runs fastest on one core: longer pieces leave its 
 PIECE_SECONDS = 20
 BATCH_SIZE = 8  # elsewhere than on a CPU
 
-CODEBOOKS = "codebooks"
-
 
 class EncodecTokenizer(AudioTokenizer):
     """An EnCodec model; fresh (random weights, empty codebooks, which encode nothing) until weights are loaded.
 
     Attributes:
-        network: encodec's ``EncodecModel``, weight norm fused.
+        network: encodec's encoder and decoder, weight norm fused, and the quantizer between them.
+        books: the quantizer, as encoding and files see it.
     """
 
     def __init__(self, config: AudioTokenizerConfig) -> None:
         self.config = config
         self.network: Any = build_network(config).eval().requires_grad_(False)
+        self.books = codebooks_of(self.network.quantizer)
         self._filled = False
 
     # ---- weights
@@ -71,7 +72,7 @@ class EncodecTokenizer(AudioTokenizer):
         """:meth:`weights` wherever they are, and be it nowhere."""
         state = self.network.state_dict()
         found = {name: value for name, value in state.items() if not name.startswith("quantizer.")}
-        return found | {CODEBOOKS: torch.stack([book.embed for book in self._books()])}
+        return found | self.books.tensors()
 
     def load_weights(self, weights: dict[str, Tensor]) -> None:
         """Take the tensors of :meth:`weights`; names and shapes must be right.
@@ -79,17 +80,10 @@ class EncodecTokenizer(AudioTokenizer):
         Raises:
             DataError: a codebook that was never trained.
         """
-        rest = {name: value for name, value in weights.items() if name != CODEBOOKS}
-        self.network.load_state_dict(rest, strict=False)
-        for book, vectors in zip(self._books(), weights[CODEBOOKS], strict=True):
-            book.embed.copy_(vectors)
-            book.embed_avg.copy_(vectors)
-            book.inited.fill_(1)
+        self.network.load_state_dict(weights, strict=False)  # that of the books is no name of the network's
+        self.books.load(weights)
         self._filled = False
         self.check_books()
-
-    def _books(self) -> list[Any]:
-        return [layer._codebook for layer in self.network.quantizer.vq.layers]
 
     def check_books(self) -> None:
         """Refuse to go on with empty codebooks.
@@ -99,7 +93,7 @@ class EncodecTokenizer(AudioTokenizer):
         """
         if self._filled:
             return
-        empty = [k for k, book in enumerate(self._books()) if not bool(book.embed.any())]
+        empty = self.books.empty()
         if empty:
             raise DataError(
                 f"the audio tokenizer {self.config.name} has codebooks that were never initialised (all zero): "
@@ -156,8 +150,7 @@ class EncodecTokenizer(AudioTokenizer):
 
     def _codes(self, features: Tensor) -> npt.NDArray[np.int32]:
         """Features ``[B, D, t]`` to codes ``[B, K, t]``."""
-        codes: Tensor = self.network.quantizer.vq.encode(features)
-        return codes.transpose(0, 1).to(torch.int32).cpu().numpy()
+        return self.books.codes(features).to(torch.int32).cpu().numpy()
 
     def _encode_whole(self, waveform: Waveform) -> AudioCode:
         codes = self._codes(self.network.encoder(self._tensor(waveform)))[0]
@@ -176,15 +169,23 @@ class EncodecTokenizer(AudioTokenizer):
         """Samples under which the network must see a clip, or a clip's codes, whole."""
         return max(shortest(self.network.encoder), shortest(self.network.decoder) * self.hop)
 
+    @cached_property
+    def buckets(self) -> Buckets:
+        """Which clips share a batch (:class:`tokkit.tokenizers.audio.base.Buckets`)."""
+        longest = PIECE_SECONDS * self.sample_rate
+        if self.config.segment is not None:
+            return Buckets(self.hop, 1, longest, self.config.segment)
+        return Buckets(self.hop, self._shortest, longest)
+
     def _encode_clips(self, waveforms: Sequence[Waveform], size: int) -> list[AudioCode]:
         found: dict[int, AudioCode] = {}
         buckets: dict[int, list[int]] = {}
         for i, waveform in enumerate(waveforms):
-            samples = waveform.shape[1]
-            if size == 1 or samples < self._shortest or samples > PIECE_SECONDS * self.sample_rate:
+            length = None if size == 1 else self.buckets.of(waveform.shape[1])
+            if length is None:
                 found[i] = self._stream_pieces([waveform])
             else:
-                buckets.setdefault(bucket(samples, self.hop), []).append(i)
+                buckets.setdefault(length, []).append(i)
         for length, members in sorted(buckets.items()):
             for start in range(0, len(members), size):
                 batch = members[start : start + size]
@@ -306,7 +307,7 @@ class EncodecTokenizer(AudioTokenizer):
     def _features(self, codes: npt.NDArray[np.int32]) -> Tensor:
         """Codes ``[K, t]`` to features ``[1, D, t]``."""
         indices = torch.from_numpy(np.ascontiguousarray(codes)).to(self.device, torch.int64)
-        return self.network.quantizer.vq.decode(indices.unsqueeze(1)).to(self._dtype)
+        return self.books.features(indices.unsqueeze(0)).to(self._dtype)
 
     def _decoded_pieces(self, code: AudioCode) -> Iterator[Tensor]:
         step = self._piece // self.hop
@@ -353,13 +354,6 @@ class EncodecTokenizer(AudioTokenizer):
         """No gradients, no lower precision, no kernels that are chosen by timing: float32 as it is on paper."""
         with torch.inference_mode(), torch.autocast(self.device.type, enabled=False), arithmetic("fp32"):
             yield
-
-
-def bucket(samples: int, hop: int) -> int:
-    """The length that a clip is padded to in a batch: at most an eighth more, a whole number of frames."""
-    frames = -(-samples // hop)
-    step = 1 << max(0, frames.bit_length() - 4)
-    return -(-frames // step) * step * hop
 
 
 def pieces(chunks: Iterable[Waveform], length: int) -> Iterator[Waveform]:

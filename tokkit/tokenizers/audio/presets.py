@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter
 
-from tokkit.errors import ConfigError, UsageError
-from tokkit.tokenizers.audio.config import AudioTokenizerConfig, ResidualQuantizer, SeanetArchitecture
+from tokkit.errors import UsageError
+from tokkit.tokenizers.audio.config import AudioQuantizer, AudioTokenizerConfig, ResidualQuantizer, SeanetArchitecture
+from tokkit.tokenizers.image.quantizer_config import FsqQuantizer
+from tokkit.tokenizers.overrides import amended as overrides_applied
 
 PRESETS: dict[str, AudioTokenizerConfig] = {
     preset.name: preset
@@ -39,11 +39,26 @@ PRESETS: dict[str, AudioTokenizerConfig] = {
             quantizer=ResidualQuantizer(codebooks=1, codebook_size=8192),
             sample_rate=16000,
         ),
+        # to train, for speech and other sounds: 24 kHz mono, 50 frames a second of one code of a grid that cannot collapse
+        # (the size of X-codec2's): 1,500 tokens for 30 s
+        AudioTokenizerConfig(
+            name="fsq-24k-50hz",
+            architecture=SeanetArchitecture(dimension=8, ratios=(8, 5, 4, 3)),
+            quantizer=FsqQuantizer(levels=(4, 4, 4, 4, 4, 4, 4, 4)),
+            sample_rate=24000,
+        ),
         # to train on a CPU in minutes: 16 kHz mono, 50 frames a second of 4 small books
         AudioTokenizerConfig(
             name="codec-tiny",
             architecture=SeanetArchitecture(dimension=32, filters=8, ratios=(8, 5, 4, 2), lstm=1),
             quantizer=ResidualQuantizer(codebooks=4, codebook_size=128),
+            sample_rate=16000,
+        ),
+        # the same with one code of a grid
+        AudioTokenizerConfig(
+            name="codec-fsq-tiny",
+            architecture=SeanetArchitecture(dimension=5, filters=8, ratios=(8, 5, 4, 2), lstm=1),
+            quantizer=FsqQuantizer(levels=(8, 8, 8, 6, 5)),
             sample_rate=16000,
         ),
         AudioTokenizerConfig(
@@ -61,7 +76,7 @@ def configure(preset: str, overrides: Mapping[str, object] | None = None) -> Aud
 
     Args:
         preset: a name in :data:`PRESETS`.
-        overrides: ``"section.field"``, or ``"field"``, to value; text is read as YAML, so that ``8`` is a number.
+        overrides: see :func:`tokkit.tokenizers.overrides.amended`.
 
     Raises:
         UsageError: no such preset.
@@ -69,30 +84,9 @@ def configure(preset: str, overrides: Mapping[str, object] | None = None) -> Aud
     """
     if preset not in PRESETS:
         raise UsageError(f"no audio tokenizer preset {preset!r}; there are {', '.join(PRESETS)}")
-    tree: dict[str, Any] = PRESETS[preset].model_dump(mode="json")
-    problems: list[str] = []
-    for key, value in (overrides or {}).items():
-        *path, last = key.split(".")
-        node: Any = tree
-        for part in path:
-            node = node.get(part) if isinstance(node, dict) else None
-        if not isinstance(node, dict) or last not in node:
-            problems.append(f"{key}: no such key (there are {', '.join(sorted(node if isinstance(node, dict) else tree))})")
-        else:
-            node[last] = _value(value)
-    try:
-        config = AudioTokenizerConfig.model_validate(tree)
-    except ValidationError as error:
-        problems += [f"{'.'.join(map(str, e['loc'])) or 'all'}: {e['msg']}" for e in error.errors()]
-    if problems:
-        raise ConfigError(f"preset {preset}", problems)
-    return config
+    return amended(PRESETS[preset], f"preset {preset}", overrides)
 
 
-def _value(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        return value
+def amended(base: AudioTokenizerConfig, where: str, overrides: Mapping[str, object] | None = None) -> AudioTokenizerConfig:
+    """Any configuration with some of its fields replaced; see :func:`configure`. ``where`` names it in messages."""
+    return overrides_applied(base, where, overrides or {}, TypeAdapter(AudioQuantizer))

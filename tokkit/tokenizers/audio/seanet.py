@@ -11,14 +11,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tokkit.tokenizers.audio.config import AudioTokenizerConfig
+from torch import nn
+
+from tokkit.tokenizers.audio.config import GRIDS, AudioTokenizerConfig
 from tokkit.tokenizers.audio.encodec_package import import_encodec
+from tokkit.tokenizers.audio.quantizers import build_quantizer
 
 
 def build_network(config: AudioTokenizerConfig) -> Any:
-    """encodec's model with fresh weights (from torch's global generator) and empty codebooks, without weight norm."""
+    """encodec's encoder and decoder with fresh weights (from torch's global generator), without weight norm, and the quantizer.
+
+    Residual tables are the package's own, empty at first, and make its ``EncodecModel``; a grid has nothing of the package.
+    """
     encodec = import_encodec()
-    architecture, quantizer = config.architecture, config.quantizer
+    architecture = config.architecture
     shared = {
         "channels": architecture.channels,
         "dimension": architecture.dimension,
@@ -36,13 +42,15 @@ def build_network(config: AudioTokenizerConfig) -> Any:
         "compress": architecture.compress,
         "lstm": architecture.lstm,
     }
-    books = encodec.quantization.vq.ResidualVectorQuantizer(
-        dimension=architecture.dimension, n_q=quantizer.codebooks, bins=quantizer.codebook_size
-    )
+    quantizer = build_quantizer(config)
+    encoder = encodec.modules.SEANetEncoder(**shared)
+    decoder = encodec.modules.SEANetDecoder(**shared, trim_right_ratio=architecture.trim_right_ratio)
+    if isinstance(config.quantizer, GRIDS):
+        return nn.ModuleDict({"encoder": encoder, "quantizer": quantizer, "decoder": decoder})
     return encodec.EncodecModel(
-        encodec.modules.SEANetEncoder(**shared),
-        encodec.modules.SEANetDecoder(**shared, trim_right_ratio=architecture.trim_right_ratio),
-        books,
+        encoder,
+        decoder,
+        quantizer,
         target_bandwidths=[],
         sample_rate=config.sample_rate,
         channels=architecture.channels,

@@ -5,7 +5,8 @@
              -> quantizer, float32 -> codes    (-> pinned memory, not waited for)
 
 Every shape of pictures has two places in which a batch can be under way, so that a GPU never waits for the batch after. On a
-CPU the same code does one batch after another.
+CPU the same code does one batch after another. Where pictures are of many shapes, the places of those that were not seen for
+longest are given up.
 
 What a picture becomes depends on the picture, the precision and the shape of the batch, not on its slot or its neighbours. In
 float16 a picture's features may overflow; such a picture is encoded in float32 instead (and counted), so that no codes are made
@@ -24,8 +25,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from tokkit.errors import UsageError
-from tokkit.precision import Acceleration, Precision, arithmetic, check_precision
+from tokkit.precision import Acceleration, Precision, arithmetic, check_acceleration, check_precision, compiled
 from tokkit.tokenizers.image.model import ImageTokenizer
 
 Pixels = npt.NDArray[np.uint8]
@@ -33,8 +33,8 @@ Codes = npt.NDArray[np.int32]
 
 PLACES = 2  # batches of one shape that may be under way
 
-# Inductor would choose among launch configurations by timing them.
-INDUCTOR = {"triton.autotune_pointwise": False}
+# Bytes of pixels, on each side, that places of shapes which are not in use may keep.
+KEPT_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,7 @@ class BulkEncoder:
     def __init__(self, tokenizer: ImageTokenizer, batch_size: int, options: BulkOptions = BulkOptions()) -> None:
         device = tokenizer.device
         check_precision(options.precision, device)
-        if options.acceleration == "graphs" and device.type != "cuda":
-            raise UsageError(f"--acceleration graphs needs an NVIDIA GPU, not {device.type}")
+        check_acceleration(options.acceleration, device)
         self.tokenizer, self.batch_size, self.options = tokenizer, batch_size, options
         self.overflowed = 0
         self._device = device
@@ -93,8 +92,8 @@ class BulkEncoder:
                 if parameter.ndim == 4:
                     parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         if self.options.acceleration == "compile":
-            compiled: Callable[[Tensor], Tensor] = torch.compile(network, dynamic=False, options=dict(INDUCTOR))
-            return compiled
+            faster: Callable[[Tensor], Tensor] = compiled(network)
+            return faster
         return network
 
     def encode_padded(self, pictures: Sequence[Pixels], batch_size: int) -> Codes:
@@ -154,9 +153,21 @@ class BulkEncoder:
 
     def _lane(self, shape: tuple[int, ...]) -> _Lane:
         """The places of pictures of a shape."""
-        if shape not in self._lanes:
-            self._lanes[shape] = _Lane([self._place(shape) for _ in range(self.places)])
-        return self._lanes[shape]
+        lane = self._lanes.pop(shape, None) or _Lane([self._place(shape) for _ in range(self.places)])
+        self._lanes[shape] = lane  # the last is the one that was used last
+        if self.options.acceleration != "graphs":  # what was recorded is worth more than its memory
+            self._give_up(lane)
+        return lane
+
+    def _give_up(self, but: _Lane) -> None:
+        """Drop the places of the shapes that were not used for longest, until what is kept is little enough."""
+        kept = sum(lane.bytes for lane in self._lanes.values())
+        for shape, lane in list(self._lanes.items()):
+            if kept <= KEPT_BYTES["cpu" if self._copies is None else "cuda"]:
+                break
+            if lane is not but and all(place.pending is None for place in lane.places):
+                kept -= lane.bytes
+                del self._lanes[shape]
 
     @torch.no_grad()
     def _codes(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,6 +241,11 @@ class _Lane:
 
     places: list[_Place]
     turn: int = field(default=0)
+
+    @property
+    def bytes(self) -> int:
+        """Of the pixels of its places."""
+        return sum(place.pixels.nbytes for place in self.places)
 
     def next(self) -> _Place:
         self.turn += 1

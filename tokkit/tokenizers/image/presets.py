@@ -20,14 +20,11 @@ For GPUs: the VQGAN family (arXiv:2012.09841). f16 is one code per 16x16 pixels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from typing import Any
 
-import yaml
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from tokkit.errors import ConfigError, UsageError
+from tokkit.errors import UsageError
 from tokkit.media.transforms import Preprocessing
 from tokkit.tokenizers.image.config import CnnArchitecture, ImageTokenizerConfig
 from tokkit.tokenizers.image.quantizer_config import (
@@ -39,8 +36,7 @@ from tokkit.tokenizers.image.quantizer_config import (
     SimVqQuantizer,
     VqQuantizer,
 )
-
-QUANTIZER_KINDS = ("fsq", "residual-fsq", "vq", "residual-vq", "simvq", "lfq")
+from tokkit.tokenizers.overrides import amended as overrides_applied
 
 _TINY = CnnArchitecture(
     channels=32,
@@ -139,52 +135,4 @@ def amended(
     wanted = dict(overrides or {})
     if resolution is not None:
         wanted.setdefault("preprocessing.size", resolution)
-    tree: dict[str, Any] = base.model_dump(mode="json")
-    problems: list[str] = []
-    # the kind goes first: it decides which other keys there are
-    for key in sorted(wanted, key=lambda k: (k != "quantizer.kind", k)):
-        problem = _replace(tree, key, _value(wanted[key]))
-        if problem:
-            problems.append(problem)
-    try:
-        config = ImageTokenizerConfig.model_validate(tree)
-    except ValidationError as error:
-        problems += [f"{_location(e['loc'])}: {e['msg']}" for e in error.errors()]
-    if problems:
-        raise ConfigError(where, problems)
-    return config
-
-
-def _value(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        return value
-
-
-def _replace(tree: dict[str, Any], key: str, value: object) -> str | None:
-    """Put a value at a dotted key that is there already; returns what is wrong, if something is."""
-    *path, last = key.split(".")
-    node: Any = tree
-    for part in path:
-        node = node.get(part) if isinstance(node, dict) else None
-    if not isinstance(node, dict) or last not in node:
-        known = ", ".join(sorted(node)) if isinstance(node, dict) else ", ".join(sorted(tree))
-        return f"{key}: no such key (there are {known})"
-    if isinstance(node[last], dict):
-        return f"{key}: is a section; set one of its keys ({', '.join(sorted(node[last]))})"
-    if key == "quantizer.kind" and value != node["kind"]:
-        try:
-            defaults = TypeAdapter(QuantizerConfig).validate_python({"kind": value})
-        except ValidationError:
-            return f"{key}: {json.dumps(value, default=str)} is not one of {', '.join(QUANTIZER_KINDS)}"
-        tree["quantizer"] = defaults.model_dump(mode="json")
-        return None
-    node[last] = value
-    return None
-
-
-def _location(parts: tuple[int | str, ...]) -> str:
-    return ".".join(str(p) for p in parts) or "the whole"
+    return overrides_applied(base, where, wanted, TypeAdapter(QuantizerConfig))

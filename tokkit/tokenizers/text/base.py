@@ -86,6 +86,28 @@ class TextTokenizer(ABC):
     def encode_joined(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
         """Encode several texts: int32 [T], the ids of all one after another, and int64 [N], how many each text has."""
 
+    @property
+    @abstractmethod
+    def special_ids(self) -> dict[str, int]:
+        """The ids of special tokens by name (``</s>``, ``<|im_end|>``): those that no text has."""
+
+    @property
+    def continuing(self) -> TextTokenizer:
+        """What encodes texts behind a special token: itself, unless only the first text gets a space before it."""
+        return self
+
+    def decode_named(self, ids: Sequence[int] | Ids) -> str:
+        """The text of ids, as :meth:`decode`, with the names of special tokens where these stand."""
+        values = np.asarray(ids)
+        names = {number: name for name, number in self.special_ids.items()}
+        places = np.flatnonzero(np.isin(values, list(names))).tolist()
+        borders = [0, *(place + more for place in places for more in (0, 1)), len(values)]
+        pieces = [self.decode(values[a:b]) for a, b in zip(borders[::2], borders[1::2], strict=True)]
+        found = [pieces[0]]
+        for place, piece in zip(places, pieces[1:], strict=True):
+            found += [names[int(values[place])], piece]
+        return "".join(found)
+
     @abstractmethod
     def decode(self, ids: Sequence[int] | Ids) -> str:
         """The text of ids. Ids of special symbols give what the library gives for them.

@@ -49,6 +49,7 @@ class GigatokenTokenizer(HuggingFaceTokenizer):
     def __init__(self, path: Path, reserved: Collection[int] = ()) -> None:
         self._fast: Any = None  # the probes of super() are for the library
         super().__init__(path, reserved)
+        self._pairs = None  # what it is checked against is the library
         self._fast = _load(json.dumps(self._encoding), path)
         self._until_rare = CHECKED_FIRST
 

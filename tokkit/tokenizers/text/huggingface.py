@@ -43,6 +43,7 @@ from tokkit.tokenizers.text.base import (
     text_of_bytes,
     without_surrogates,
 )
+from tokkit.tokenizers.text.pairs import PairEncoder, merges_of
 from tokkit.tokenizers.text.words import WordCache, cuts_huggingface
 
 # The library's one switch for its thread pool; every worker process encodes for itself, so more threads only fight.
@@ -70,7 +71,7 @@ class HuggingFaceTokenizer(TextTokenizer):
 
     def __init__(self, path: Path, reserved: Collection[int] = ()) -> None:
         super().__init__(path)
-        config = _read(path)
+        config = self._config()
         self.name = path.parent.resolve().name if path.name == "tokenizer.json" else path.stem
         self._full = _build(config, path)
         self._added = {int(token["id"]): str(token["content"]) for token in config["added_tokens"]}
@@ -93,6 +94,8 @@ class HuggingFaceTokenizer(TextTokenizer):
         self._table, self._byte_ids = _byte_level_table(config, vocabulary, self._added)
         if not self._reserved.isdisjoint(self._byte_ids.values()):
             self._table, self._byte_ids = None, {}
+        merges = merges_of(self._encoding, self._byte_ids)
+        self._pairs = None if merges is None else PairEncoder(self._encoding, merges, self._byte_ids, self._by_words)
         try:
             self.lossless = self._passes_probes(_spread(list(self._added.values())))
         except ItemError:  # a probe cannot be encoded at all; a text like it will say so
@@ -103,12 +106,28 @@ class HuggingFaceTokenizer(TextTokenizer):
     def __reduce__(self) -> tuple[object, ...]:
         return type(self), (self.path, tuple(sorted(self._reserved)))
 
+    def _config(self) -> dict[str, Any]:
+        return _read(self.path)
+
+    @cached_property
+    def continuing(self) -> TextTokenizer:
+        """The same without the space that Metaspace puts before the first text of a sequence only."""
+        first = any(step.get("prepend_scheme") == "first" for step in _pre_tokenizers(self._encoding))
+        return _ContinuingTokenizer(self.path, self._reserved) if first else self
+
     @cached_property
     def _careful(self) -> Tokenizer:
         """For texts that may hold what is no text: the encoder, without the reserved tokens."""
         if not self._reserved:
             return self._encoder
         return _build(_without(self._encoding, self._reserved), self.path)
+
+    @cached_property
+    def special_ids(self) -> dict[str, int]:
+        """Added tokens that no text has, but for those that are reserved."""
+        return {
+            name: number for number, name in self._added.items() if self._forbidden[number] and number not in self._reserved
+        }
 
     def _is_text(self, number: int) -> bool:
         """Whether plain text may yield this added token: white space, or a single character of the model's own."""
@@ -136,7 +155,7 @@ class HuggingFaceTokenizer(TextTokenizer):
         """
         odd = [n for n, text in enumerate(texts) if not is_plain_utf8(text)]
         given = [without_surrogates(text) for text in texts] if odd else texts
-        ids, lengths = joined(self._by_library(given)) if self._words is None else self._words.encode_joined(given)
+        ids, lengths = self._by_words(given) if self._pairs is None else self._pairs.encode_joined(given)
         again = set(odd) if self._byte_ids else set()
         if not again and self._is_clean(ids):
             return ids, lengths
@@ -147,6 +166,10 @@ class HuggingFaceTokenizer(TextTokenizer):
             elif not self._is_clean(np.asarray(row)):
                 rows[n] = self._encode_slowly(given[n])
         return joined(rows)
+
+    def _by_words(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        """The library's ids of texts without surrogates, word by word where that gives the same."""
+        return joined(self._by_library(texts)) if self._words is None else self._words.encode_joined(texts)
 
     def _by_library(self, texts: Sequence[str]) -> list[list[int]]:
         """The library's ids of texts without surrogates."""
@@ -243,6 +266,23 @@ class HuggingFaceTokenizer(TextTokenizer):
             table = self._table
             return text_of_bytes(b"".join([table[number] for number in checked]))
         return self._full.decode(checked, skip_special_tokens=False)
+
+
+class _ContinuingTokenizer(HuggingFaceTokenizer):
+    """See :attr:`HuggingFaceTokenizer.continuing`."""
+
+    def _config(self) -> dict[str, Any]:
+        config = _read(self.path)
+        for step in _pre_tokenizers(config):
+            if step.get("prepend_scheme") == "first":
+                step["prepend_scheme"] = "never"
+        return config
+
+
+def _pre_tokenizers(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps of a file's pre-tokenizer."""
+    whole = config.get("pre_tokenizer") or {}
+    return list(whole.get("pretokenizers", [whole]))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -375,11 +415,12 @@ def _byte_level_table(
     if not plain:
         return None, {}
     table = [b""] * (max(vocabulary.values()) + 1)
+    as_latin = {ord(c): chr(byte) for c, byte in characters.items()}
     for token, number in vocabulary.items():
-        if number in added or not all(c in characters for c in token):
+        if number in added or not characters.keys() >= set(token):
             table[number] = added.get(number, token).encode("utf-8", "surrogatepass")
         else:
-            table[number] = bytes(characters[c] for c in token)
+            table[number] = token.translate(as_latin).encode("latin-1")
     return table, {byte: vocabulary[c] for c, byte in characters.items()}
 
 

@@ -65,6 +65,7 @@ class SentencePieceTokenizer(TextTokenizer):
         self._bytes = _bytes_table(model) if self._exact else []
         self._byte_ids = model.byte_ids
         self._words = WordCache(self._by_library) if cuts_sentencepiece(model) else None
+        self._special = {model.pieces[n].text: n for n in (*model.controls, *model.markers)}
         self.lossless = self._exact and self._passes_probes()
         unknown = [n for n, piece in enumerate(model.pieces) if piece.type is PieceType.UNKNOWN]
         self.unknown_id = unknown[0] if unknown and not self._exact else None
@@ -79,6 +80,11 @@ class SentencePieceTokenizer(TextTokenizer):
             return ids, lengths
         rows = iter(split_rows(ids, lengths))
         return joined([self._encode_odd(text) if n in odd else next(rows) for n, text in enumerate(given)])
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """Control symbols, and user-defined ones that look like markers."""
+        return self._special
 
     def _by_library(self, texts: Sequence[str]) -> list[list[int]]:
         """The library's ids, on one thread."""

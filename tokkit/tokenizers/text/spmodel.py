@@ -90,6 +90,11 @@ class SpModel:
         return found
 
     @property
+    def controls(self) -> list[int]:
+        """Ids of control symbols (``<s>``, ``</s>``)."""
+        return [n for n, piece in enumerate(self.pieces) if piece.type is PieceType.CONTROL]
+
+    @property
     def markers(self) -> list[int]:
         """Ids of user-defined symbols that look like markers: SentencePiece would let text yield them."""
         found = (n for n, piece in enumerate(self.pieces) if piece.type is PieceType.USER_DEFINED)

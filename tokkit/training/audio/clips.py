@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +19,8 @@ from numpy.typing import NDArray
 from tokkit.documents import Audio, Outcome
 from tokkit.errors import ItemError
 from tokkit.media.audio import AudioLimits, Segment, load_audio
-from tokkit.training.pictures import Reject, is_held_out
+from tokkit.sources.base import Source, Unit
+from tokkit.training.items import Reject, Units, is_held_out, media_in_unit, units_of
 
 Samples = NDArray[np.float32]
 
@@ -58,6 +61,16 @@ class ClipSet:
         return dict(Counter(reject.reason for reject in self.rejects).most_common())
 
 
+def sound_units(sources: Iterable[Source]) -> Units[Sound | Reject]:
+    """The units of all sources, each with what reads the sounds in it."""
+    return [(unit, partial(_sounds_in, source, unit)) for source, unit in units_of(sources)]
+
+
+def _sounds_in(source: Source, unit: Unit) -> Iterator[Sound | Reject]:
+    for found in media_in_unit(source, unit, Audio):
+        yield found if isinstance(found, Reject) else Sound(*found)
+
+
 def read_clips(
     sounds: Iterable[Sound | Reject],
     sample_rate: int,
@@ -86,7 +99,7 @@ def read_clips(
             result.rejects.append(sound)
             continue
         result.seen += 1
-        clip = _decoded(sound, sample_rate, channels, limits)
+        clip = decoded(sound, sample_rate, channels, limits)
         if isinstance(clip, Reject):
             result.rejects.append(clip)
             continue
@@ -141,19 +154,34 @@ class Crops:
         """A batch besides those of the steps: for what has to be measured before it can be trained."""
         return self._drawn(1, number, range(self.batch_size))
 
+    def state(self) -> dict[str, Any]:
+        """Nothing: which crops a step sees is said by its number."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing to go on from."""
+
+    def close(self) -> None:
+        """Nothing is under way."""
+
     def _drawn(self, purpose: int, number: int, slots: range) -> Samples:
-        found = np.zeros((len(slots), self.clips[0].shape[0], self.length), dtype=np.float32)
-        for i, slot in enumerate(slots):
+        found = []
+        for slot in slots:
             rng = np.random.default_rng([self.seed, purpose, number, slot])
             which = int(np.searchsorted(self._ends, rng.integers(self._ends[-1]), side="right"))
-            clip = self.clips[which]
-            start = int(rng.integers(max(0, clip.shape[1] - self.length) + 1))
-            piece = clip[:, start : start + self.length]
-            found[i, :, : piece.shape[1]] = piece
-        return found
+            found.append(cropped(self.clips[which], self.length, rng))
+        return np.stack(found)
 
 
-def _decoded(sound: Sound, sample_rate: int, channels: int, limits: AudioLimits) -> Samples | Reject:
+def cropped(clip: Samples, length: int, rng: np.random.Generator) -> Samples:
+    """A piece of ``length`` samples that begins anywhere; a clip that is shorter is followed by silence."""
+    start = int(rng.integers(max(0, clip.shape[1] - length) + 1))
+    piece = clip[:, start : start + length]
+    return np.pad(piece, ((0, 0), (0, length - piece.shape[1])))
+
+
+def decoded(sound: Sound, sample_rate: int, channels: int, limits: AudioLimits = DEFAULT_LIMITS) -> Samples | Reject:
+    """float32 ``[channels, samples]``, or why there are none."""
     media = sound.media
     if media.data is None:
         failure = media.failure

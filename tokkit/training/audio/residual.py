@@ -20,6 +20,8 @@ from torch import Tensor
 from torch import distributed as dist
 from torch.nn import functional
 
+from tokkit.tokenizers.audio.quantizers import Tables
+
 CHUNK = 4096  # rows whose distances to all vectors are in memory at once
 
 
@@ -48,7 +50,8 @@ class ResidualTrainer:
     """
 
     def __init__(self, quantizer: Any, decay: float = 0.99, dead: float = 2.0) -> None:
-        self.books: list[Any] = [layer._codebook for layer in quantizer.vq.layers]
+        self._tables = Tables(quantizer)
+        self.books = self._tables.books
         self.decay = decay
         self.dead = dead
 
@@ -68,6 +71,17 @@ class ResidualTrainer:
             self._put(book, torch.arange(len(centres), device=centres.device), centres, counts.clamp_min(self.dead))
             book.inited.fill_(1)
             rest = rest - book.embed[nearest(rest, book.embed)]
+
+    @torch.no_grad()
+    def adopt(self, use: float) -> None:
+        """Go on from books that were trained elsewhere, each vector as if it had been chosen ``use`` times a batch."""
+        for book in self.books:
+            counts = torch.full((len(book.embed),), max(use, self.dead), device=book.embed.device)
+            self._put(book, torch.arange(len(counts), device=counts.device), book.embed.clone(), counts)
+
+    def all_codes(self, features: Tensor) -> Tensor:
+        """int64 ``[B, K, t]`` of all codebooks, also of those that a batch does not train."""
+        return self._tables.codes(features.detach())
 
     def __call__(self, features: Tensor, books: int | None = None, update: bool = True) -> Quantized:
         """Quantize ``[B, D, t]`` with the first ``books``, and let them learn from it.
@@ -101,7 +115,7 @@ class ResidualTrainer:
         size = len(book.embed)
         counts = torch.bincount(chosen, minlength=size).to(rows.dtype)
         sums = torch.zeros_like(book.embed).index_add_(0, chosen, rows.to(book.embed.dtype))
-        _sum(counts, sums)
+        sum_over_processes(counts, sums)
         book.cluster_size.mul_(self.decay).add_(counts, alpha=1 - self.decay)
         book.embed_avg.mul_(self.decay).add_(sums, alpha=1 - self.decay)
         book.embed.copy_(book.embed_avg / book.cluster_size.clamp_min(1e-5)[:, None])
@@ -154,7 +168,8 @@ def _shared() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def _sum(*tensors: Tensor) -> None:
+def sum_over_processes(*tensors: Tensor) -> None:
+    """In place; each process then has the same."""
     if _shared():
         for tensor in tensors:
             dist.all_reduce(tensor)

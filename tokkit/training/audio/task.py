@@ -6,14 +6,16 @@ discriminator with a hinge loss and the matching of its features, each pulling a
 codebooks that is drawn, so that the first ones of them are a codec by themselves.
 
 At first nothing is quantized: a fresh encoder gives nearly the same for every sound, and codebooks taken from that would hold
-one vector many times. Once the encoder has learnt something the codebooks are set by k-means, and quantization is on.
+one vector many times. Once the encoder has learnt something the codebooks are set by k-means, or a grid is laid over what it
+gives (:mod:`tokkit.training.audio.grid`), and quantization is on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,10 +24,10 @@ from torch import Tensor, nn
 
 from tokkit.metrics.audio import mel_distance, si_sdr
 from tokkit.metrics.codebook import count_codes, perplexity
-from tokkit.tokenizers.audio.config import AudioTokenizerConfig
+from tokkit.tokenizers.audio.config import GRIDS, AudioTokenizerConfig
 from tokkit.tokenizers.audio.model import EncodecTokenizer
 from tokkit.training.audio.balancer import LossBalancer
-from tokkit.training.audio.clips import Crops
+from tokkit.training.audio.grid import GridTrainer
 from tokkit.training.audio.losses import (
     MultiScaleMelLoss,
     feature_matching,
@@ -39,7 +41,35 @@ from tokkit.training.engine import Outcome, Phase, World, seed_of, seeded
 DEAD = 0.2  # a vector chosen less often than this share of the mean is replaced, but never above encodec's 2 a batch
 MOST_DEAD = 2.0
 FRAMES_PER_CODE = 4  # that the codebooks are set from
+GRID_FRAMES = 4096  # that a grid is laid over
 MOST_SAMPLED = 64  # batches for that
+
+
+class Crops(Protocol):
+    """Where a task's sounds come from.
+
+    Attributes:
+        length: of a crop, in samples.
+        batch_size: crops of a step, over all processes.
+    """
+
+    length: int
+    batch_size: int
+
+    def part(self, step: int, part: int, parts: int) -> NDArray[np.float32]:
+        """float32 ``[n, channels, length]``: one of ``parts`` equal parts of the batch of a step (from 0)."""
+
+    def sample(self, number: int) -> NDArray[np.float32]:
+        """A batch besides those of the steps: for what has to be measured before it can be trained."""
+
+    def state(self) -> dict[str, Any]:
+        """Where the source stands, if that is not said by the step's number."""
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state`."""
+
+    def close(self) -> None:
+        """Let go of threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +79,7 @@ class CodecObjective:
     Attributes:
         time, mel, adversarial, features: shares, relative to one another; the last two count once the discriminator is on.
         commitment: multiplies the quantizer's loss, which is no function of the output and stands beside the balance.
-        quantize_from: share of the run after which codebooks are set and quantization begins.
+        quantize_from: share of the run after which codebooks are set and quantization begins, unless they were before the run.
         log_mel: mel spectrograms are compared by their logarithms too.
         books: numbers of codebooks that are drawn from for each batch.
     """
@@ -93,6 +123,7 @@ class CodecTask:
         world: the processes; they share codebooks and each takes its part of a batch.
         accumulate: parts of a process's batch.
         seed: of what is drawn besides the crops.
+        fresh: the weights are drawn ones; False to go on from a tokenizer that was trained before.
     """
 
     def __init__(
@@ -105,19 +136,20 @@ class CodecTask:
         world: World | None = None,
         accumulate: int = 1,
         seed: int = 0,
+        fresh: bool = True,
     ) -> None:
         self.tokenizer, self.crops, self.objective = tokenizer, crops, objective
         self.critic = discriminator
         self.world, self.accumulate, self.seed = world or World(), accumulate, seed
         tokenizer.network.requires_grad_(True).train()
-        frames = crops.batch_size // accumulate * (crops.length // tokenizer.hop)
-        dead = min(MOST_DEAD, DEAD * frames / tokenizer.codebook_size)
-        self.quantizer = ResidualTrainer(tokenizer.network.quantizer, dead=dead)
+        self.quantizer = self._trainer(fresh)
         self.mel = MultiScaleMelLoss(tokenizer.sample_rate, log=objective.log_mel).to(tokenizer.device)
         weights = {"time": objective.time, "mel": objective.mel}
         if discriminator is not None:
             weights |= {"adversarial": objective.adversarial, "features": objective.features}
-        self.balancer = LossBalancer(weights)
+        # Gradients of the parts of a batch are averaged: each pulls so much harder, or the commitment beside the balance would
+        # weigh the more the more processes there are.
+        self.balancer = LossBalancer(weights, total=float(self.world.size * accumulate))
 
     @property
     def generator(self) -> nn.Module:
@@ -141,7 +173,7 @@ class CodecTask:
         features = network.encoder(waves)
         codes, commitment = None, features.new_zeros(())
         if self.quantizer.initialised:
-            codes = self._all_codes(features)
+            codes = self.quantizer.all_codes(features)
             quantized = self.quantizer(features, batch.books)
             features, commitment = quantized.features, quantized.commitment
         output = network.decoder(features)[..., : waves.shape[-1]]
@@ -151,7 +183,9 @@ class CodecTask:
         told |= {f"{name}_loss": loss for name, loss in (losses | adversarial).items()}
         pulled, _ = self.balancer.mix(losses | adversarial, output)
         held = (waves, output.detach()) if phase.discriminator else None
-        return Outcome(pulled + self.objective.commitment * commitment, told, codes, held)
+        # What is told holds on to nothing: the losses' own activations are let go of before the network is differentiated.
+        figures = {name: value.detach() for name, value in told.items()}
+        return Outcome(pulled + self.objective.commitment * commitment, figures, codes, held)
 
     def discriminate(self, held: tuple[Tensor, Tensor], phase: Phase) -> Outcome:
         assert self.critic is not None
@@ -166,17 +200,19 @@ class CodecTask:
         return Outcome(loss, figures)
 
     def state(self) -> dict[str, Any]:
-        return {"balancer": self.balancer.state()}
+        return {"balancer": self.balancer.state(), "crops": self.crops.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.balancer.restore(state["balancer"])
+        self.crops.restore(state.get("crops", {}))
 
     @torch.no_grad()
     def set_books(self) -> None:
-        """Set the codebooks by k-means on what the encoder gives now, unless they are set already."""
+        """Set the codebooks, or lay the grid, by what the encoder gives now, unless that was done already."""
         if self.quantizer.initialised:
             return
-        wanted = FRAMES_PER_CODE * self.tokenizer.codebook_size
+        grid = isinstance(self.quantizer, GridTrainer)
+        wanted = GRID_FRAMES if grid else FRAMES_PER_CODE * self.tokenizer.codebook_size
         per_batch = self.crops.batch_size * (self.crops.length // self.tokenizer.hop)
         batches = min(MOST_SAMPLED, max(1, -(-wanted // per_batch)))
         with seeded(self.seed, 2):
@@ -184,9 +220,29 @@ class CodecTask:
             features = torch.cat([self.tokenizer.network.encoder(waves) for waves in drawn])
             self.quantizer.initialise(features, frames=max(16384, wanted))
 
-    def validate(self, held_out: Sequence[NDArray[np.float32]]) -> CodecValidation:
-        """Measure float32 ``[channels, samples]`` through ``encode`` and ``decode``; changes nothing but empty codebooks."""
+    @contextmanager
+    def with_books(self) -> Iterator[None]:
+        """Inside, the tokenizer can encode: where nothing is quantized yet, as if the codebooks had been set just now.
+
+        Behind it all is as it was before.
+        """
+        if self.quantizer.initialised:
+            yield
+            return
+        module = self.tokenizer.network.quantizer
+        before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
         self.set_books()
+        try:
+            yield
+        finally:
+            module.load_state_dict(before)
+
+    def validate(self, held_out: Sequence[NDArray[np.float32]]) -> CodecValidation:
+        """Measure float32 ``[channels, samples]`` through ``encode`` and ``decode``; changes nothing."""
+        with self.with_books():
+            return self._measured(held_out)
+
+    def _measured(self, held_out: Sequence[NDArray[np.float32]]) -> CodecValidation:
         tokenizer = self.tokenizer
         counts = np.zeros((tokenizer.codebooks, tokenizer.codebook_size), dtype=np.int64)
         ratios, distances = [], []
@@ -206,11 +262,17 @@ class CodecTask:
 
     # ---- parts of a step
 
-    @torch.no_grad()
-    def _all_codes(self, features: Tensor) -> Tensor:
-        """``[B, K, t]`` of all codebooks, also of those that this batch does not train."""
-        codes: Tensor = self.tokenizer.network.quantizer.vq.encode(features.detach())
-        return codes.transpose(0, 1)
+    def _trainer(self, fresh: bool) -> ResidualTrainer | GridTrainer:
+        """What trains the quantizer, and what it needs before the first step."""
+        tokenizer, crops = self.tokenizer, self.crops
+        network = tokenizer.network
+        if isinstance(tokenizer.config.quantizer, GRIDS):
+            return GridTrainer(network.quantizer)
+        frames = crops.batch_size // self.accumulate * (crops.length // tokenizer.hop)
+        tables = ResidualTrainer(network.quantizer, dead=min(MOST_DEAD, DEAD * frames / tokenizer.codebook_size))
+        if not fresh:
+            tables.adopt(frames / tokenizer.codebook_size)
+        return tables
 
     def _told(self, losses: dict[str, Tensor], commitment: Tensor) -> Tensor:
         """The loss for the log: reconstruction and commitment, comparable all along the run (what is differentiated is not)."""

@@ -25,7 +25,8 @@ from tokkit.tokenizers.audio.importers.layout import (
     is_audio,
     sort_names,
 )
-from tokkit.tokenizers.audio.model import CODEBOOKS, EncodecTokenizer
+from tokkit.tokenizers.audio.model import EncodecTokenizer
+from tokkit.tokenizers.audio.quantizers import CODEBOOKS
 from tokkit.tokenizers.audio.storage import expected_weights
 from tokkit.tokenizers.image.importers.container import Checkpoint, open_checkpoint
 
@@ -130,7 +131,7 @@ def _configure(
             {
                 "name": name or f"{layout.name}-{rate // 1000}k",
                 "architecture": {**described.architecture, **architecture},
-                "quantizer": quantizer,
+                "quantizer": {"kind": "residual-vq", **quantizer},
                 **described.rest,
                 "licence": licence or layout.licence,
                 "origin": f"imported from a checkpoint of the layout {layout.name}",

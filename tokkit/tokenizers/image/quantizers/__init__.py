@@ -10,13 +10,18 @@ from tokkit.tokenizers.image.quantizer_config import (
     SimVqQuantizer,
 )
 from tokkit.tokenizers.image.quantizers.base import LEARNER, Quantized, Quantizer
-from tokkit.tokenizers.image.quantizers.finite import FiniteScalarQuantizer, ResidualFiniteScalarQuantizer
+from tokkit.tokenizers.image.quantizers.finite import (
+    FiniteScalarQuantizer,
+    GridQuantizer,
+    ResidualFiniteScalarQuantizer,
+)
 from tokkit.tokenizers.image.quantizers.lookup_free import LookupFreeQuantizer
 from tokkit.tokenizers.image.quantizers.table import SimVectorQuantizer, VectorQuantizer
 
 __all__ = [
     "LEARNER",
     "FiniteScalarQuantizer",
+    "GridQuantizer",
     "LookupFreeQuantizer",
     "Quantized",
     "Quantizer",

@@ -9,6 +9,8 @@ times.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -16,8 +18,12 @@ from tokkit.tokenizers.image.quantizer_config import FsqQuantizer, ResidualFsqQu
 from tokkit.tokenizers.image.quantizers.base import NOT_STARTED, Quantized, Quantizer, straight_through
 
 
-class _Grid(Quantizer):
+class GridQuantizer(Quantizer):
     """A code as a number in mixed radix, a digit a channel, the first the least significant."""
+
+    @abstractmethod
+    def squashed(self, features: Tensor) -> Tensor:
+        """The values of features ``[B, D, h, w]`` before they are rounded to the grid's, float32, with their gradient."""
 
     _levels: Tensor
     _basis: Tensor
@@ -32,6 +38,11 @@ class _Grid(Quantizer):
         """One value a channel, to go with ``[B, D, h, w]``; never saved, the configuration says it all."""
         self.register_buffer(f"_{name}", values.view(-1, 1, 1), persistent=False)
 
+    @property
+    def middle(self) -> Tensor:
+        """The features ``[D, 1, 1]`` from which as many levels lie to either side."""
+        return torch.zeros_like(self._levels, dtype=torch.float32)
+
     def _join(self, digits: Tensor) -> Tensor:
         return (digits * self._basis).sum(1)
 
@@ -39,7 +50,7 @@ class _Grid(Quantizer):
         return codes.to(torch.int64).unsqueeze(1) // self._basis % self._levels
 
 
-class FiniteScalarQuantizer(_Grid):
+class FiniteScalarQuantizer(GridQuantizer):
     """FSQ: every channel is squashed to its number of levels and rounded.
 
     With L levels, half-range ``(L - 1)(1 + eps) / 2`` and, for even L, an offset of one half: digit =
@@ -74,10 +85,19 @@ class FiniteScalarQuantizer(_Grid):
         quantized, _ = self.learner(features)
         return Quantized(quantized, self._codes_from_quantized(quantized.detach()), {})
 
+    @property
+    def middle(self) -> Tensor:
+        return -self._shift
+
+    def squashed(self, features: Tensor) -> Tensor:
+        return self._bounded(features) / (self._levels // 2)
+
     @torch.no_grad()
     def codes_from_features(self, features: Tensor) -> Tensor:
-        bounded = torch.tanh(features.float() + self._shift) * self._half - self._offset
-        return self._join(bounded.round().to(torch.int64) + self._levels // 2)
+        return self._join(self._bounded(features).round().to(torch.int64) + self._levels // 2)
+
+    def _bounded(self, features: Tensor) -> Tensor:
+        return torch.tanh(features.float() + self._shift) * self._half - self._offset
 
     def features_from_codes(self, codes: Tensor) -> Tensor:
         self.check_codes(codes)
@@ -90,7 +110,7 @@ class FiniteScalarQuantizer(_Grid):
         return self._join((quantized.float() * half_width).round().to(torch.int64) + half_width)
 
 
-class ResidualFiniteScalarQuantizer(_Grid):
+class ResidualFiniteScalarQuantizer(GridQuantizer):
     """Residual FSQ; see the module's docstring."""
 
     _clamp: Tensor
@@ -103,22 +123,23 @@ class ResidualFiniteScalarQuantizer(_Grid):
         self._buffer("clamp", 1 + 1 / (levels - 1))
         self._buffer("steps", 2 / (levels - 1))
 
-    def forward(self, features: Tensor) -> Quantized:
-        squashed = self._squash(features)
-        total, codes = self._quantize(squashed.detach())
+    def forward(self, features: Tensor, codebooks: int | None = None) -> Quantized:
+        """See :class:`Quantizer`; of the first ``codebooks``, if so many are named."""
+        squashed = self.squashed(features)
+        total, codes = self._quantize(squashed.detach(), codebooks)
         return Quantized(straight_through(squashed, total).to(features.dtype), codes, {})
 
     @torch.no_grad()
     def codes_from_features(self, features: Tensor) -> Tensor:
-        return self._quantize(self._squash(features))[1]
+        return self._quantize(self.squashed(features))[1]
 
-    def _squash(self, features: Tensor) -> Tensor:
+    def squashed(self, features: Tensor) -> Tensor:
         return torch.tanh(features.float() / self._clamp) * self._clamp
 
-    def _quantize(self, squashed: Tensor) -> tuple[Tensor, Tensor]:
+    def _quantize(self, squashed: Tensor, codebooks: int | None = None) -> tuple[Tensor, Tensor]:
         """The sum of the codebooks' values ``[B, D, h, w]``, and their codes ``[B, K, h, w]``."""
         left, codes = squashed, []
-        for k in range(self.codebooks):
+        for k in range(codebooks or self.codebooks):
             scale = self._scale(k)
             digits = ((self._levels - 1) * ((left / scale).clamp(-1, 1) + 1) / 2 + 0.5).floor()
             left = left - (self._steps * digits - 1) * scale
@@ -128,7 +149,7 @@ class ResidualFiniteScalarQuantizer(_Grid):
     def features_from_codes(self, codes: Tensor) -> Tensor:
         self.check_codes(codes)
         total = torch.zeros(len(codes), self.dim, *codes.shape[2:], device=codes.device)
-        for k in range(self.codebooks):
+        for k in range(codes.shape[1]):  # the first ones are coarser features by themselves
             total += (self._split(codes[:, k]).to(torch.float32) * self._steps - 1) * self._scale(k)
         return total
 
