@@ -90,7 +90,10 @@ class Tables(Codebooks):
         return features
 
     def tensors(self) -> dict[str, Tensor]:
-        return {CODEBOOKS: torch.stack([book.embed for book in self.books])}
+        vectors = [book.embed for book in self.books]
+        if vectors[0].is_meta:  # where only shapes are asked for; to stack there loads torch's compiler
+            return {CODEBOOKS: torch.empty((len(vectors), *vectors[0].shape), device="meta")}
+        return {CODEBOOKS: torch.stack(vectors)}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         for book, vectors in zip(self.books, tensors[CODEBOOKS], strict=True):

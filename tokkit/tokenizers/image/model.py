@@ -210,6 +210,7 @@ def fingerprint(config: ImageTokenizerConfig, weights: dict[str, Tensor]) -> str
 
 def _normalized_bytes(config: ImageTokenizerConfig) -> Tensor:
     """float32 ``[3, 256]``: what each byte value enters the network as."""
-    mean = torch.tensor(config.preprocessing.mean, dtype=torch.float64).view(3, 1)
-    std = torch.tensor(config.preprocessing.std, dtype=torch.float64).view(3, 1)
-    return ((torch.arange(256, dtype=torch.float64) / 255 - mean) / std).to(torch.float32)
+    mean, std = config.preprocessing.mean, config.preprocessing.std
+    # Never on the meta device, where a network is first built to know its weights: arithmetic there loads torch's compiler.
+    values, means, stds = (torch.tensor(row, dtype=torch.float64, device="cpu") for row in (range(256), mean, std))
+    return ((values / 255 - means.view(3, 1)) / stds.view(3, 1)).to(torch.float32)

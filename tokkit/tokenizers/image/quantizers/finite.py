@@ -31,8 +31,9 @@ class GridQuantizer(Quantizer):
     def __init__(self, levels: tuple[int, ...], codebook_size: int) -> None:
         super().__init__()
         self.codebook_size, self.dim = codebook_size, len(levels)
-        self._buffer("levels", torch.tensor(levels, dtype=torch.int64))
-        self._buffer("basis", torch.cumprod(torch.tensor([1, *levels[:-1]], dtype=torch.int64), 0))
+        # Never on the meta device, where a network is first built to know its weights: arithmetic on it loads torch's compiler.
+        self._buffer("levels", torch.tensor(levels, dtype=torch.int64, device="cpu"))
+        self._buffer("basis", torch.cumprod(torch.tensor([1, *levels[:-1]], dtype=torch.int64, device="cpu"), 0))
 
     def _buffer(self, name: str, values: Tensor) -> None:
         """One value a channel, to go with ``[B, D, h, w]``; never saved, the configuration says it all."""

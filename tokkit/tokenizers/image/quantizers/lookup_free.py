@@ -34,7 +34,7 @@ class LookupFreeQuantizer(Quantizer):
         self.config = config
         self.codebook_size, self.dim = config.codebook_size, config.bits
         self.corner = config.bits**-0.5 if config.spherical else 1.0
-        weights = 2 ** torch.arange(config.bits - 1, -1, -1, dtype=torch.int64)
+        weights = 2 ** torch.arange(config.bits - 1, -1, -1, dtype=torch.int64, device="cpu")  # never on the meta device
         self.register_buffer("_weights", weights.view(-1, 1, 1), persistent=False)
         self._training: bool = False
         self._sync = False

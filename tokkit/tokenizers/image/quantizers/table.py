@@ -34,7 +34,9 @@ class _TableQuantizer(Quantizer):
         super().__init__()
         self.normalize = config.normalize
         self.codebook_size, self.codebooks, self.dim = config.codebook_size, config.codebooks, config.dim
-        table = functional.normalize(torch.randn(self.codebooks, self.codebook_size, self.dim), dim=-1)
+        table = torch.randn(self.codebooks, self.codebook_size, self.dim)
+        if not table.is_meta:  # where only its shape is asked for; arithmetic there loads torch's compiler
+            table = functional.normalize(table, dim=-1)
         self.register_buffer("codebook", table if self.codebooks > 1 else table[0])
         self.learner = None
 
