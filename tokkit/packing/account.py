@@ -13,7 +13,8 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from tokkit.packing.split import TEXT, LeftOut, Pieces
+from tokkit.packing.cuts import TEXT
+from tokkit.packing.split import LeftOut, Pieces
 from tokkit.packing.store import ModalityCounts, SourceCounts
 from tokkit.shards.native import TokenShards
 from tokkit.vocabulary import MODALITIES

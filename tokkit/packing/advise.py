@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tokkit.packing.cuts import held_whole
+from tokkit.packing.cuts import TEXT, held_whole
 from tokkit.packing.plan import plan_packs
 from tokkit.packing.policy import SplitPolicy
-from tokkit.packing.split import TEXT
 from tokkit.packing.too_long import media_too_long
 from tokkit.shards.spans import SpanTable
 

@@ -17,7 +17,7 @@ from tokkit.packing.policy import SplitPolicy
 from tokkit.shards.spans import SpanTable
 from tokkit.vocabulary import MODALITIES
 
-_TEXT = MODALITIES.index("text")
+TEXT = MODALITIES.index("text")
 
 Array = npt.NDArray[np.int64]
 
@@ -34,7 +34,7 @@ def must_hold(length: int, frame: int) -> int:
 @nb.njit(cache=True, nogil=True)
 def cut_within(limit: int, begin: int, length: int, modality: int, frame: int) -> int:
     """The last place up to ``limit``, which is inside a span, at which this may be cut: where it begins, if nowhere in it."""
-    if modality == _TEXT:
+    if modality == TEXT:
         return limit
     if frame <= 0:
         return begin
@@ -43,12 +43,15 @@ def cut_within(limit: int, begin: int, length: int, modality: int, frame: int) -
 
 
 def held_whole(spans: SpanTable, policy: SplitPolicy) -> Array:
-    """int64 [S]: how many tokens of each span must be in one sequence; 0 for text."""
+    """int64 [S]: how many tokens of each span must be in one sequence; 0 for text.
+
+    As :func:`must_hold` has it, by numpy: a look at an output that is packed already need not wait for Numba.
+    """
     held = spans.length.copy()
     if policy is not SplitPolicy.NEVER and spans.frame is not None:
         apart = (spans.frame > 0) & (spans.length - 2 >= 2 * spans.frame)
         held[apart] = spans.frame[apart] + 1
-    held[spans.modality == _TEXT] = 0
+    held[spans.modality == TEXT] = 0
     return held
 
 

@@ -29,10 +29,10 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from tokkit.packing.cuts import cut_within
+from tokkit.packing.cuts import TEXT, cut_within
 from tokkit.packing.kernels import pack_items
 from tokkit.packing.mixing import pack_mixed
-from tokkit.packing.split import TEXT, Pieces, aligned
+from tokkit.packing.split import Pieces, aligned
 from tokkit.shards.spans import SpanTable
 
 GOOD_ENOUGH = 0.999  # efficiency beyond which no more is cut

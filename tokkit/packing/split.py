@@ -25,12 +25,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tokkit.errors import DataError
-from tokkit.packing.cuts import cut_within, must_hold
+from tokkit.packing.cuts import TEXT, cut_within, must_hold
 from tokkit.packing.policy import SplitPolicy
 from tokkit.shards.spans import SpanTable
-from tokkit.vocabulary import MODALITIES
 
-TEXT = MODALITIES.index("text")
 MAX_SEQ_LEN = 1 << 24
 
 
