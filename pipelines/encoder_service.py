@@ -12,14 +12,16 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 
 from tokkit.errors import ResumableStop
 from tokkit.pipelines.encoder import Endpoint, Serves, State, serve
+from tokkit.pipelines.product import EncoderField, EncoderKind
 from tokkit.pipelines.work import Report, Work
 from tokkit.pipelines.worker import LOADING_SECONDS, Death, Failed, Ready, death_of, end, raise_error, start
 
@@ -172,8 +174,46 @@ class EncoderServices:
         services: by the field of a unit's job that is to say where they are.
     """
 
-    def __init__(self, services: Mapping[str, tuple[EncoderService, ...]]) -> None:
+    def __init__(self, services: Mapping[EncoderField, tuple[EncoderService, ...]]) -> None:
         self._services = services
+
+    @classmethod
+    def started(
+        cls,
+        kinds: Mapping[EncoderField, EncoderKind],
+        devices: Sequence[str],
+        *,
+        depth: int,
+        workers: int,
+        report: Report,
+        stall_seconds: float,
+    ) -> EncoderServices:
+        """Start a process of each kind on each device; the other arguments are those of :class:`EncoderService`."""
+        with ExitStack() as begun:
+            found = {
+                name: tuple(
+                    begun.enter_context(
+                        EncoderService(
+                            partial(kind.load, device),
+                            batch_size=kind.batch_size,
+                            depth=depth,
+                            workers=workers,
+                            report=report,
+                            stall_seconds=stall_seconds,
+                        )
+                    )
+                    for device in devices
+                )
+                for name, kind in kinds.items()
+            }
+            begun.pop_all()
+        return cls(found)
+
+    def __enter__(self) -> EncoderServices:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     @property
     def endpoints(self) -> dict[str, tuple[Endpoint, ...]]:

@@ -20,11 +20,10 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from tokkit.errors import ResumableStop, TokkitError, UsageError
-from tokkit.pipelines.encoder_service import LOOK_SECONDS, EncoderService, EncoderServices
+from tokkit.pipelines.encoder_service import LOOK_SECONDS, EncoderServices
 from tokkit.pipelines.product import EncoderField, EncoderKind
 from tokkit.pipelines.ray_workers import (
     ENDING_SECONDS,
@@ -67,12 +66,9 @@ class Encoding:
         """
         if self.environment is not None:
             check_environment(self.environment, self.expected)
-        return EncoderServices({name: (self._service(kind, workers, report),) for name, kind in self.kinds.items()})
-
-    def _service(self, kind: EncoderKind, workers: int, report: Report) -> EncoderService:
-        return EncoderService(
-            partial(kind.load, self.device),
-            batch_size=kind.batch_size,
+        return EncoderServices.started(
+            self.kinds,
+            [self.device],
             depth=self.depth,
             workers=workers,
             report=report,

@@ -25,7 +25,7 @@ from tokkit.pipelines.calibration import CODE_CALIBRATION, Calibration, calibrat
 from tokkit.pipelines.completion import Run, commit_records, committed, complete, trial
 from tokkit.pipelines.dedup import Deduplicator, check_dedup
 from tokkit.pipelines.duplicates import DuplicateTable, outdated
-from tokkit.pipelines.encoder_service import EncoderService, EncoderServices, encoder_devices
+from tokkit.pipelines.encoder_service import EncoderServices, encoder_devices
 from tokkit.pipelines.engine import run_units
 from tokkit.pipelines.fingerprint import NAME as CONFIG
 from tokkit.pipelines.fingerprint import claim_directory, claimed
@@ -258,26 +258,15 @@ def _encoders(
         with _encoder_actors(run, kinds, workers, meter, hosting) as encoders:
             yield encoders
         return
-    devices = encoder_devices(device, config.encoder_processes)
-    with ExitStack() as stack:
-        yield EncoderServices(
-            {
-                name: tuple(
-                    stack.enter_context(
-                        EncoderService(
-                            partial(kind.load, one),
-                            batch_size=kind.batch_size,
-                            depth=config.queue_depth,
-                            workers=workers,
-                            report=meter.report,
-                            stall_seconds=config.stall_seconds,
-                        )
-                    )
-                    for one in devices
-                )
-                for name, kind in kinds.items()
-            }
-        )
+    with EncoderServices.started(
+        kinds,
+        encoder_devices(device, config.encoder_processes),
+        depth=config.queue_depth,
+        workers=workers,
+        report=meter.report,
+        stall_seconds=config.stall_seconds,
+    ) as services:
+        yield services
 
 
 def _encoder_actors(

@@ -138,7 +138,7 @@ def test_each_of_several_encoder_processes_is_used(world: World, tmp_path: Path,
             made.append(self)
             super().close()
 
-    monkeypatch.setattr("tokkit.pipelines.shard.EncoderService", Kept)
+    monkeypatch.setattr("tokkit.pipelines.encoder_service.EncoderService", Kept)
     world.run(tmp_path / "out", workers=2, encoders="process", encoder_processes=2)
     batches = {service.endpoint.path: service._told[1] for service in made}
     assert len(batches) == 2

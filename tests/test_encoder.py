@@ -279,7 +279,7 @@ def test_an_encoder_that_is_killed_at_its_eighth_batch(
     world: World, clean: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(VARIABLE, "encode:8")
-    monkeypatch.setattr("tokkit.pipelines.shard.EncoderService", Watched)
+    monkeypatch.setattr("tokkit.pipelines.encoder_service.EncoderService", Watched)
     assert world.run(tmp_path / "out", workers=2, encoders="process") == clean
     assert sum(SERVICES[0]._deaths.values()) >= 2
 
@@ -290,7 +290,7 @@ def test_an_encoder_that_is_killed_at_random_moments(
     world: World, clean: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """While it loads, waits or encodes; the run comes to its end by itself, or stops resumable."""
-    monkeypatch.setattr("tokkit.pipelines.shard.EncoderService", Watched)
+    monkeypatch.setattr("tokkit.pipelines.encoder_service.EncoderService", Watched)
     chance, kills, over = random.Random(seed), [0], threading.Event()
 
     def strike() -> None:
