@@ -286,10 +286,10 @@ def test_killed_five_times_just_after_the_manifest(world: World, clean: dict[str
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["before-payload-rename", "before-commit", "after-commit"])
 def test_every_worker_dies_again_and_again(world: World, clean: dict[str, str], tmp_path: Path, name: str) -> None:
-    """Each worker process is killed at its third passing: the run comes to its end by itself, or stops resumable."""
+    """Each worker process is killed at its fifth passing: the run comes to its end by itself, or stops resumable."""
     out = tmp_path / "out"
     for _ in range(9):
-        code, errors = ended(world.start(out, 2, point=f"{name}:3"))
+        code, errors = ended(world.start(out, 2, point=f"{name}:5"))
         assert code in (0, 75, -signal.SIGKILL), errors  # the command itself passes the point too, when it coalesces
         if code == 0:
             break
@@ -344,7 +344,7 @@ def real(shared_data: Path, tmp_path: Path) -> World:
 
 @pytest.mark.slow
 def test_random_kills_over_the_generated_corpus(world: World, tmp_path: Path) -> None:
-    kill_at_random(world, tmp_path, random.Random(7))
+    kill_at_random(world, tmp_path, random.Random(7), least=6)
 
 
 @pytest.mark.slow
@@ -352,7 +352,7 @@ def test_random_kills_over_a_real_corpus(real: World, tmp_path: Path) -> None:
     kill_at_random(real, tmp_path, random.Random(8), least=5)
 
 
-def kill_at_random(world: World, tmp_path: Path, chance: random.Random, least: int = 8) -> None:
+def kill_at_random(world: World, tmp_path: Path, chance: random.Random, least: int) -> None:
     """Parent or worker, at any moment; whenever a run comes to its end, its bytes are looked at and another begins."""
     clean = world.run(tmp_path / "undisturbed")
     kills = {"parent": 0, "worker": 0}

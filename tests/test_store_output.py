@@ -483,7 +483,7 @@ def test_killed_again_and_again_at_a_failpoint(world: World, clean: dict[str, st
 @pytest.mark.parametrize("name", ["before-upload", "before-commit", "after-commit"])
 def test_every_worker_dies_again_and_again(world: World, clean: dict[str, str], store: Store, name: str) -> None:
     for _ in range(9):
-        code, errors = ended(world.start(OUT, 2, point=f"{name}:{9 if name == 'before-upload' else 3}"))  # type: ignore[arg-type]
+        code, errors = ended(world.start(OUT, 2, point=f"{name}:{14 if name == 'before-upload' else 5}"))  # type: ignore[arg-type]
         assert code in (0, 75, -signal.SIGKILL), errors
         if code == 0:
             break
