@@ -245,7 +245,7 @@ def test_a_tokenizer_that_changes_after_the_run_has_begun(
 def test_an_image_tokenizer_that_changes_before_the_encoder_process_loads_it(
     world: World, clean: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from tokkit.pipelines import shard as module
+    from tokkit.pipelines import encoder_service as module
 
     out, real = tmp_path / "out", module.EncoderService
     shutil.copytree(world.image, tmp_path / "kept")
