@@ -56,7 +56,9 @@ class Store:
         import boto3
         from botocore.config import Config
 
-        return boto3.client("s3", endpoint_url=self.url, config=Config(user_agent_extra="own-request"))
+        # The server answers with 500 where a listing meets a change by others.
+        again = {"mode": "standard", "total_max_attempts": 6}
+        return boto3.client("s3", endpoint_url=self.url, config=Config(user_agent_extra="own-request", retries=again))
 
     def put(self, key: str, data: bytes) -> None:
         self.client().put_object(Bucket=BUCKET, Key=key, Body=data)

@@ -326,10 +326,13 @@ def test_the_adaptive_weight_is_the_ratio_of_gradients() -> None:
 
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("loss", ["hinge", "non-saturating"])
-@pytest.mark.parametrize("critic", [PatchDiscriminator(8, 2), BlurDiscriminator(8, 2)])
-def test_every_discriminator_learns_to_tell(critic: nn.Module, loss: str, adaptive: bool) -> None:
+@pytest.mark.parametrize("kind", [PatchDiscriminator, BlurDiscriminator])
+def test_every_discriminator_learns_to_tell(
+    kind: type[PatchDiscriminator | BlurDiscriminator], loss: str, adaptive: bool
+) -> None:
     objective = Objective(gan_loss=loss, adaptive=adaptive, lecam=0)  # type: ignore[arg-type]
-    engine = Engine(_task(Critics(critic), objective), STILL)
+    torch.manual_seed(0)
+    engine = Engine(_task(Critics(kind(8, 2)), objective), STILL)
     rows = [engine.step(0.0).figures for _ in range(8)]
     assert float(rows[-1]["gan_loss"]) < float(rows[0]["gan_loss"])
     assert all(float(row["gan_weight"]) > 0 for row in rows)
