@@ -172,18 +172,12 @@ def test_a_tokenizer_is_read_without_loading_torchs_compiler() -> None:
     """It takes two seconds, and what loads it unasked is arithmetic on the meta device, in every process that begins."""
     code = """
 import sys
-import torch
-from tokkit.tokenizers.audio.presets import PRESETS as SOUNDS
-from tokkit.tokenizers.audio.storage import expected_weights
-from tokkit.tokenizers.image.model import ImageTokenizer
-from tokkit.tokenizers.image.presets import PRESETS as PICTURES
-for name, preset in PICTURES.items():
-    with torch.device("meta"):
-        ImageTokenizer(preset).state_dict()
-    print("torch._dynamo" in sys.modules, name)
-for name, preset in SOUNDS.items():
-    expected_weights(preset, name)
-    print("torch._dynamo" in sys.modules, name)
+from tokkit.tokenizers.audio import presets as sounds, storage as sound_storage
+from tokkit.tokenizers.image import presets as pictures, storage as picture_storage
+for presets, storage in ((pictures, picture_storage), (sounds, sound_storage)):
+    for name, preset in presets.PRESETS.items():
+        storage.expected_weights(preset, name)
+        print("torch._dynamo" in sys.modules, name)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -29,7 +29,7 @@ def read_image_tokenizer(folder: str | Path, device: str | torch.device = "cpu")
     """
     folder = Path(folder)
     written, config = FOLDER.read_config(folder)
-    weights = FOLDER.read_weights(folder, _shapes(folder / CONFIG_FILE, config))
+    weights = FOLDER.read_weights(folder, expected_weights(config, folder / CONFIG_FILE))
     FOLDER.check_fingerprint(folder, written, fingerprint(config, weights))
     with torch.random.fork_rng(devices=[]):
         tokenizer = ImageTokenizer(config)
@@ -37,10 +37,14 @@ def read_image_tokenizer(folder: str | Path, device: str | torch.device = "cpu")
     return tokenizer.to(device).eval().requires_grad_(False)
 
 
-def _shapes(path: Path, config: ImageTokenizerConfig) -> dict[str, Tensor]:
-    """The weights that a configuration asks for, without memory for them: it may claim any size."""
+def expected_weights(config: ImageTokenizerConfig, where: str | Path) -> dict[str, Tensor]:
+    """The weights that a configuration asks for, without memory for them: it may claim any size.
+
+    Raises:
+        DataError: no network can be like that.
+    """
     try:
         with torch.device("meta"):
             return ImageTokenizer(config).state_dict()
     except (RuntimeError, OverflowError) as error:
-        raise DataError(f"{path}: no network can have these sizes ({str(error).splitlines()[0]})") from None
+        raise DataError(f"{where}: no network can have these sizes ({str(error).splitlines()[0]})") from None

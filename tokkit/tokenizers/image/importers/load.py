@@ -16,6 +16,7 @@ from tokkit.tokenizers.image.importers.crosscheck import Described, beside
 from tokkit.tokenizers.image.importers.derive import CannotDerive, Shapes, derive_architecture, derive_quantizer
 from tokkit.tokenizers.image.importers.layout import Layout, Renaming, choose_layout, rename, sort_names
 from tokkit.tokenizers.image.model import ImageTokenizer
+from tokkit.tokenizers.image.storage import expected_weights
 
 SHOWN = 8  # differences that a message lists
 
@@ -124,8 +125,7 @@ def _load(
     checkpoint: Checkpoint, renaming: Renaming, config: ImageTokenizerConfig, tensors: dict[str, Tensor]
 ) -> ImageTokenizer:
     """Build the network and put every weight in its place; none may be left over and none be missing."""
-    with torch.device("meta"):
-        expected = ImageTokenizer(config).state_dict()
+    expected = expected_weights(config, checkpoint.path)
     problems = [f"{renaming.theirs(ours)} is missing" for ours in expected.keys() - tensors.keys()]
     problems += [f"{renaming.theirs(ours)} is not known" for ours in tensors.keys() - expected.keys()]
     for ours in expected.keys() & tensors.keys():
